@@ -1,0 +1,3 @@
+//! The end-to-end tests, linked as one binary.
+
+mod instruments;
