@@ -1,0 +1,475 @@
+//! Configuration: the original pump's keys and flags, and ours beside them.
+//!
+//! Precedence: command line, then `PUMP_<FLAG>` in the environment, then the TOML file, then the default. Keys that only
+//! tune the original's own storage engine are accepted, so that its files work; [`Config::ignored`] names those set.
+
+use std::ffi::OsString;
+use std::net::UdpSocket;
+use std::path::PathBuf;
+
+use bytesize::ByteSize;
+use clap::Parser;
+use node::admin::AdminConfig;
+use node::config::{ConfigError, HumanDuration, Invalid, Validate, overlay};
+use node::telemetry::{LogConfig, LogFormat};
+use node::tls::Security;
+use serde::{Deserialize, Serialize};
+
+/// The largest message that gRPC's Go implementation, and so TiDB, can send.
+const GRPC_CEILING: u64 = (2 << 30) - 1;
+
+/// Everything a pump can be told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Config {
+    /// Where TiDB, drainers and binlogctl reach the pump: `host:port`. Default: first routed IPv4 address, port 8250.
+    pub addr: String,
+    /// What is written into the registry, if not `addr`.
+    pub advertise_addr: String,
+    /// A Unix socket to serve beside it (`unix:///path` or a path); TiDB's `binlog-socket`.
+    pub socket: String,
+    /// PD's client URLs, comma-separated.
+    pub pd_urls: String,
+    /// Store, node id and lock.
+    pub data_dir: PathBuf,
+    /// Default: `hostname:port`, then kept in `<data-dir>/.node`, which wins.
+    pub node_id: String,
+    /// How often the registry entry is rewritten; integer = seconds.
+    #[serde(deserialize_with = "node::config::seconds")]
+    pub heartbeat_interval: HumanDuration,
+    /// How long transactions are kept, by PD's time; integer = days.
+    #[serde(deserialize_with = "node::config::days")]
+    pub gc: HumanDuration,
+    /// The longest silence on an idle original pull stream; integer = seconds. Fakes follow every tick, usually sooner.
+    #[serde(deserialize_with = "node::config::seconds")]
+    pub gen_binlog_interval: HumanDuration,
+    /// How often a timestamp is fetched from PD, which moves the watermark. Drainers that wait get one at once.
+    pub tick_interval: HumanDuration,
+    /// debug, info, warn, error.
+    pub log_level: String,
+    /// Default: stdout.
+    pub log_file: Option<PathBuf>,
+    /// text or json.
+    pub log_format: LogFormat,
+    /// A larger binlog is refused with RESOURCE_EXHAUSTED, which fails that transaction alone.
+    pub max_message_size: ByteSize,
+    /// Bytes of binlogs received and not yet durable, over all connections. A binlog may exceed it, alone.
+    pub receive_budget: ByteSize,
+    /// Bytes of transactions read ahead for one drainer.
+    pub pull_budget: ByteSize,
+    /// TLS of the pump's port and of what it dials.
+    pub security: Security,
+    /// The store.
+    pub storage: StorageConfig,
+    /// Metrics, health, status: a listener of its own.
+    pub admin: AdminConfig,
+}
+
+/// `[storage]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct StorageConfig {
+    /// Accepted; every acknowledged write is synced whatever it says.
+    pub sync_log: bool,
+    /// Accepted, without effect: queues are bounded in bytes here.
+    #[serde(rename = "kv_chan_cap")]
+    pub kv_chan_cap: u64,
+    /// Seconds after which a write is logged as slow.
+    #[serde(rename = "slow_write_threshold")]
+    pub slow_write_threshold: f64,
+    /// Free space below which prewrites are refused; default: 10 GiB, or a tenth of a volume smaller than 100 GiB.
+    pub stop_write_at_available_space: Option<ByteSize>,
+    /// Bytes of one synced write at most (a larger binlog goes alone).
+    pub group_commit_size: ByteSize,
+    /// `[storage.kv]`.
+    pub kv: KvConfig,
+}
+
+/// `[storage.kv]`: the original's names for its LSM tree, applied to ours.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KvConfig {
+    /// Memory for blocks read.
+    #[serde(rename = "block-cache-capacity")]
+    pub block_cache_capacity: ByteSize,
+    /// Keys between restart points.
+    #[serde(rename = "block-restart-interval")]
+    pub block_restart_interval: u32,
+    /// Bytes of a block.
+    #[serde(rename = "block-size")]
+    pub block_size: ByteSize,
+    /// Level-0 files that start a compaction.
+    #[serde(rename = "compaction-L0-trigger")]
+    pub compaction_l0_trigger: u32,
+    /// Bytes of a table file.
+    #[serde(rename = "compaction-table-size")]
+    pub compaction_table_size: ByteSize,
+    /// Bytes of level 1.
+    #[serde(rename = "compaction-total-size")]
+    pub compaction_total_size: ByteSize,
+    /// Growth from level to level.
+    #[serde(rename = "compaction-total-size-multiplier")]
+    pub compaction_total_size_multiplier: f64,
+    /// Bytes of a memory table.
+    #[serde(rename = "write-buffer")]
+    pub write_buffer: ByteSize,
+    /// Level-0 files at which writes stop.
+    #[serde(rename = "write-L0-pause-trigger")]
+    pub write_l0_pause_trigger: u32,
+    /// Level-0 files at which writes slow down.
+    #[serde(rename = "write-L0-slowdown-trigger")]
+    pub write_l0_slowdown_trigger: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            addr: String::new(),
+            advertise_addr: String::new(),
+            socket: String::new(),
+            pd_urls: "http://127.0.0.1:2379".into(),
+            data_dir: "data.pump".into(),
+            node_id: String::new(),
+            heartbeat_interval: HumanDuration::from_secs(2),
+            gc: HumanDuration::from_secs(7 * 24 * 3600),
+            gen_binlog_interval: HumanDuration::from_secs(3),
+            tick_interval: HumanDuration::from_millis(100),
+            log_level: "info".into(),
+            log_file: None,
+            log_format: LogFormat::default(),
+            max_message_size: ByteSize::gib(1),
+            receive_budget: ByteSize::mib(256),
+            pull_budget: ByteSize::mib(8),
+            security: Security::default(),
+            storage: StorageConfig::default(),
+            admin: AdminConfig::on("127.0.0.1:8251"),
+        }
+    }
+}
+
+impl Default for StorageConfig {
+    fn default() -> Self {
+        Self {
+            sync_log: true,
+            kv_chan_cap: 1 << 20,
+            slow_write_threshold: 1.0,
+            stop_write_at_available_space: None,
+            group_commit_size: ByteSize::mib(2),
+            kv: KvConfig::default(),
+        }
+    }
+}
+
+impl Default for KvConfig {
+    fn default() -> Self {
+        Self {
+            block_cache_capacity: ByteSize::mib(8),
+            block_restart_interval: 16,
+            block_size: ByteSize::kib(4),
+            compaction_l0_trigger: 8,
+            compaction_table_size: ByteSize::mib(64),
+            compaction_total_size: ByteSize::mib(512),
+            compaction_total_size_multiplier: 8.0,
+            write_buffer: ByteSize::mib(64),
+            write_l0_pause_trigger: 24,
+            write_l0_slowdown_trigger: 17,
+        }
+    }
+}
+
+impl Config {
+    /// PD's client URLs one by one.
+    pub fn pd_urls(&self) -> Vec<String> {
+        self.pd_urls.split(',').map(|url| url.trim().to_owned()).filter(|url| !url.is_empty()).collect()
+    }
+
+    /// `addr` without a scheme, or the default.
+    pub fn listen_addr(&self) -> String {
+        if self.addr.is_empty() { default_addr() } else { without_scheme(&self.addr).to_owned() }
+    }
+
+    /// What is registered, given the port that is really listened on.
+    pub fn registered_addr(&self, listening: std::net::SocketAddr) -> String {
+        if !self.advertise_addr.is_empty() {
+            return without_scheme(&self.advertise_addr).to_owned();
+        }
+        let host = self.listen_addr().rsplit_once(':').map(|(host, _)| host.to_owned()).unwrap_or_default();
+        format!("{host}:{}", listening.port())
+    }
+
+    /// How to log.
+    pub fn log(&self) -> LogConfig {
+        LogConfig { level: self.log_level.clone(), format: self.log_format, file: self.log_file.clone() }
+    }
+
+    /// Keys that are set away from their default but have no effect here, for a warning at start.
+    pub fn ignored(&self) -> Vec<&'static str> {
+        let default = StorageConfig::default();
+        let mut ignored = Vec::new();
+        if !self.storage.sync_log {
+            ignored.push("storage.sync-log (every acknowledged write is synced)");
+        }
+        if self.storage.kv_chan_cap != default.kv_chan_cap {
+            ignored.push("storage.kv_chan_cap (see receive-budget)");
+        }
+        ignored
+    }
+}
+
+impl Validate for Config {
+    fn validate(&self) -> Result<(), Invalid> {
+        host_port("addr", &self.listen_addr())?;
+        let advertised =
+            if self.advertise_addr.is_empty() { self.listen_addr() } else { self.advertise_addr.clone() };
+        let host = host_port("advertise-addr", without_scheme(&advertised))?;
+        if host.is_empty() || host == "0.0.0.0" || host == "[::]" {
+            let reason = format!("`{advertised}` cannot be dialled by others; set a host name or address of this machine");
+            return Err(Invalid::new("advertise-addr", reason));
+        }
+        if self.pd_urls().is_empty() {
+            return Err(Invalid::new("pd-urls", "is empty; give PD's client URLs, as http://host:2379"));
+        }
+        for url in self.pd_urls() {
+            if !url.starts_with("http://") && !url.starts_with("https://") {
+                return Err(Invalid::new("pd-urls", format!("`{url}` needs a scheme: http:// or https://")));
+            }
+        }
+        if self.node_id.contains('/') {
+            let reason = format!("`{}` contains a slash, which breaks TiDB's listing of pumps", self.node_id);
+            return Err(Invalid::new("node-id", reason));
+        }
+        for (field, duration) in [
+            ("gc", self.gc),
+            ("heartbeat-interval", self.heartbeat_interval),
+            ("gen-binlog-interval", self.gen_binlog_interval),
+            ("tick-interval", self.tick_interval),
+        ] {
+            if duration.get().is_zero() {
+                return Err(Invalid::new(field, "must be greater than zero"));
+            }
+        }
+        if self.heartbeat_interval.get().as_secs() > 8 {
+            let reason = "must not exceed 8s: an entry not rewritten for 10s counts as dead";
+            return Err(Invalid::new("heartbeat-interval", reason));
+        }
+        for (field, size) in [
+            ("max-message-size", self.max_message_size),
+            ("receive-budget", self.receive_budget),
+            ("pull-budget", self.pull_budget),
+            ("storage.group-commit-size", self.storage.group_commit_size),
+        ] {
+            if size.as_u64() < 1024 {
+                return Err(Invalid::new(field, format!("{size} is too small, 1KiB is the least")));
+            }
+        }
+        if self.receive_budget.as_u64() > u64::from(u32::MAX) {
+            return Err(Invalid::new("receive-budget", "must be below 4GiB"));
+        }
+        if !(self.storage.slow_write_threshold > 0.0) {
+            return Err(Invalid::new("storage.slow_write_threshold", "must be greater than zero"));
+        }
+        self.security.validate()?;
+        self.admin.validate()
+    }
+}
+
+fn host_port<'a>(field: &str, address: &'a str) -> Result<&'a str, Invalid> {
+    match address.rsplit_once(':') {
+        Some((host, port)) if port.parse::<u16>().is_ok() => Ok(host),
+        _ => Err(Invalid::new(field, format!("`{address}` is not host:port"))),
+    }
+}
+
+fn without_scheme(address: &str) -> &str {
+    address.split_once("://").map_or(address, |(_, rest)| rest).trim_end_matches('/')
+}
+
+/// The address this machine would send from (nothing is sent), or loopback.
+fn default_addr() -> String {
+    let routed = UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
+        socket.connect("192.0.2.1:9")?;
+        socket.local_addr()
+    });
+    match routed {
+        Ok(address) if !address.ip().is_unspecified() => format!("{}:8250", address.ip()),
+        _ => "127.0.0.1:8250".to_owned(),
+    }
+}
+
+/// The command line. Go's single-dash forms (`-pd-urls`, `-addr=…`) work too.
+#[derive(Debug, Parser)]
+#[command(name = "pump", version, about = "Receives, stores and serves the binlogs of TiDB.", disable_version_flag = true)]
+pub struct Flags {
+    /// TOML file.
+    #[arg(long, env = "PUMP_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Address to listen on, host:port [default: first routed IPv4 address, port 8250].
+    #[arg(long, env = "PUMP_ADDR")]
+    addr: Option<String>,
+    /// Address to register, host:port [default: addr].
+    #[arg(long, env = "PUMP_ADVERTISE_ADDR")]
+    advertise_addr: Option<String>,
+    /// Unix socket to listen on as well.
+    #[arg(long, env = "PUMP_SOCKET")]
+    socket: Option<String>,
+    /// PD's client URLs, comma-separated [default: http://127.0.0.1:2379].
+    #[arg(long, env = "PUMP_PD_URLS")]
+    pd_urls: Option<String>,
+    /// Directory of the store [default: data.pump].
+    #[arg(long, env = "PUMP_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+    /// Name of this pump [default: hostname:port, kept in the data directory].
+    #[arg(long, env = "PUMP_NODE_ID")]
+    node_id: Option<String>,
+    /// Seconds (or a duration) between rewrites of the registry entry [default: 2].
+    #[arg(long, env = "PUMP_HEARTBEAT_INTERVAL", value_parser = node::config::parse_seconds)]
+    heartbeat_interval: Option<HumanDuration>,
+    /// Days (or a duration) for which transactions are kept [default: 7].
+    #[arg(long, env = "PUMP_GC", value_parser = node::config::parse_days)]
+    gc: Option<HumanDuration>,
+    /// Seconds (or a duration): longest silence on an idle original pull stream [default: 3].
+    #[arg(long, env = "PUMP_FAKE_BINLOG_INTERVAL", value_parser = node::config::parse_seconds)]
+    fake_binlog_interval: Option<HumanDuration>,
+    /// Log level: debug, info, warn, error [default: info].
+    #[arg(short = 'L', env = "PUMP_L")]
+    log_level: Option<String>,
+    /// Log file [default: stdout].
+    #[arg(long, env = "PUMP_LOG_FILE")]
+    log_file: Option<PathBuf>,
+    /// Bytes (or a size) of the largest binlog taken [default: 1GiB].
+    #[arg(long, env = "PUMP_MAX_MESSAGE_SIZE")]
+    max_message_size: Option<ByteSize>,
+    /// Address of the metrics and status listener, host:port [default: 127.0.0.1:8251].
+    #[arg(long, env = "PUMP_ADMIN_ADDR")]
+    admin_addr: Option<String>,
+    /// Print the version and exit.
+    #[arg(short = 'V', action = clap::ArgAction::Version)]
+    version: Option<bool>,
+    /// The original's push gateway; not supported, scrape /metrics instead.
+    #[arg(long, env = "PUMP_METRICS_ADDR", hide = true)]
+    metrics_addr: Option<String>,
+    /// As metrics-addr.
+    #[arg(long, env = "PUMP_METRICS_INTERVAL", hide = true)]
+    metrics_interval: Option<String>,
+    /// Without effect, as in the original.
+    #[arg(long, env = "PUMP_ENABLE_DEBUG", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    enable_debug: Option<String>,
+    /// Without effect, as in the original.
+    #[arg(long, env = "PUMP_BINLOG_FILE_SIZE", hide = true)]
+    binlog_file_size: Option<String>,
+    /// Without effect, as in the original.
+    #[arg(long, env = "PUMP_ENABLE_BINLOG_SLICE", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    enable_binlog_slice: Option<String>,
+    /// Without effect, as in the original.
+    #[arg(long, env = "PUMP_BINLOG_SLICE_SIZE", hide = true)]
+    binlog_slice_size: Option<String>,
+    /// Without effect, as in the original.
+    #[arg(long, env = "PUMP_LOG_ROTATE", hide = true)]
+    log_rotate: Option<String>,
+}
+
+impl Flags {
+    /// From a command line in either style; prints and exits on `--help`, `-V` and mistakes (status 2).
+    pub fn from_command_line(arguments: impl IntoIterator<Item = OsString>) -> Self {
+        Self::parse_from(node::args::go_style(arguments))
+    }
+
+    /// Flags over file over defaults, validated.
+    ///
+    /// # Errors
+    /// The file cannot be read or parsed, or a value makes no sense; the error names file, line and key.
+    pub fn resolve(self) -> Result<Config, ConfigError> {
+        let mut config: Config = match &self.config {
+            Some(path) => node::config::load(path)?,
+            None => Config::default(),
+        };
+        overlay(&mut config.addr, self.addr);
+        overlay(&mut config.advertise_addr, self.advertise_addr);
+        overlay(&mut config.socket, self.socket);
+        overlay(&mut config.pd_urls, self.pd_urls);
+        overlay(&mut config.data_dir, self.data_dir);
+        overlay(&mut config.node_id, self.node_id);
+        overlay(&mut config.heartbeat_interval, self.heartbeat_interval);
+        overlay(&mut config.gc, self.gc);
+        overlay(&mut config.gen_binlog_interval, self.fake_binlog_interval);
+        overlay(&mut config.log_level, self.log_level);
+        overlay(&mut config.log_file, self.log_file.map(Some));
+        // The original's default is the largest int64; what gRPC cannot carry is not worth an error.
+        let size = self.max_message_size.map(|size| ByteSize(size.as_u64().min(GRPC_CEILING)));
+        overlay(&mut config.max_message_size, size);
+        overlay(&mut config.admin.addr, self.admin_addr);
+        config.max_message_size = ByteSize(config.max_message_size.as_u64().min(GRPC_CEILING));
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags(arguments: &[&str]) -> Result<Config, ConfigError> {
+        Flags::from_command_line(std::iter::once("pump").chain(arguments.iter().copied()).map(OsString::from)).resolve()
+    }
+
+    #[test]
+    fn the_originals_file_and_flags_are_understood() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pump.toml");
+        std::fs::write(
+            &file,
+            r#"
+            addr = "127.0.0.1:8250"
+            pd-urls = "http://a:2379, http://b:2379"
+            gc = 3
+            heartbeat-interval = 4
+            gen-binlog-interval = 5
+            data-dir = "/from/file"
+            [security]
+            [storage]
+            sync-log = false
+            kv_chan_cap = 7
+            slow_write_threshold = 2.5
+            stop-write-at-available-space = "42 MiB"
+            [storage.kv]
+            block-cache-capacity = 8388608
+            compaction-L0-trigger = 9
+            "#,
+        )
+        .unwrap();
+        let config = flags(&["-config", file.to_str().unwrap(), "-data-dir=/from/flag", "-gc", "8h", "-L", "warn"]).unwrap();
+        assert_eq!(config.data_dir, PathBuf::from("/from/flag"));
+        assert_eq!(config.gc, HumanDuration::from_secs(8 * 3600));
+        assert_eq!(config.heartbeat_interval, HumanDuration::from_secs(4));
+        assert_eq!(config.pd_urls(), ["http://a:2379", "http://b:2379"]);
+        assert_eq!(config.storage.stop_write_at_available_space, Some(ByteSize::mib(42)));
+        assert_eq!(config.storage.kv.compaction_l0_trigger, 9);
+        assert_eq!(config.log_level, "warn");
+        assert_eq!(config.ignored().len(), 2);
+        assert_eq!(flags(&["-addr", "h:1", "-max-message-size", "9223372032660586496"]).unwrap().max_message_size.as_u64(), GRPC_CEILING);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pump.toml");
+        std::fs::write(&file, "addr = \"h:1\"\npd-url = \"http://a\"\n").unwrap();
+        let error = flags(&["-config", file.to_str().unwrap()]).unwrap_err().to_string();
+        assert!(error.contains("pump.toml:2") && error.contains("pd-url"), "{error}");
+
+        for (arguments, field) in [
+            (["-addr", "h", "-gc", "7"], "addr"),
+            (["-addr", "0.0.0.0:8250", "-gc", "7"], "advertise-addr"),
+            (["-addr", "h:1", "-pd-urls", "a:2379"], "pd-urls"),
+            (["-addr", "h:1", "-node-id", "a/b"], "node-id"),
+            (["-addr", "h:1", "-heartbeat-interval", "60"], "heartbeat-interval"),
+            (["-addr", "h:1", "-max-message-size", "5"], "max-message-size"),
+        ] {
+            match flags(&arguments).unwrap_err() {
+                ConfigError::Invalid(invalid) => assert_eq!(invalid.field, field),
+                other => panic!("{other}"),
+            }
+        }
+        assert!(flags(&["-addr", "0.0.0.0:8250", "-advertise-addr", "http://pump-1:8250"]).is_ok());
+    }
+}

@@ -1,0 +1,145 @@
+//! Every metric of the pump, ours and the original's names beside them, described with units.
+
+use std::time::Duration;
+
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use tidb::ts::Tso;
+
+/// Registers descriptions. Once per process is enough; more does no harm.
+pub fn describe() {
+    use metrics::Unit::{Bytes, Count, Seconds};
+    describe_histogram!("binlog_pump_rpc_duration_seconds", Seconds, "duration of calls by method and label succ or fail");
+    describe_counter!("binlog_pump_loss_binlog_count", Count, "WriteBinlog calls that failed, a wrong cluster id aside");
+    describe_gauge!("binlog_pump_storage_max_commit_ts", "watermark, Unix milliseconds by PD");
+    describe_gauge!("binlog_pump_storage_gc_ts", "transactions up to here may be deleted, Unix milliseconds by PD");
+    describe_gauge!("binlog_pump_storage_done_gc_ts", "transactions up to here are deleted, Unix milliseconds by PD");
+    describe_counter!("binlog_pump_storage_deleted_kv_total", Count, "records deleted");
+    describe_gauge!("binlog_pump_storage_storage_size_bytes", Bytes, "the data volume by type capacity or available");
+    describe_counter!("binlog_pump_storage_query_tikv_count", Count, "questions put to TiKV");
+    describe_counter!("binlog_pump_storage_error_count", Count, "errors by type");
+    describe_histogram!("binlog_pump_storage_write_binlog_size", Bytes, "bytes by label single or batch");
+    describe_histogram!("binlog_pump_storage_write_binlog_duration_time", Seconds, "seconds by label single or batch");
+    describe_gauge!("pump_watermark_lag_seconds", Seconds, "PD's newest timestamp less the watermark");
+    describe_gauge!("pump_pending_prewrites", Count, "prewrites whose transaction is undecided");
+    describe_gauge!("pump_receive_budget_used_bytes", Bytes, "binlogs received and not yet durable");
+    describe_counter!("pump_late_copies_total", Count, "second copies of prewrites that another pump had taken before");
+    describe_counter!("pump_commits_without_prewrite_total", Count, "commit binlogs of transactions that are not here");
+    describe_counter!("pump_repeated_binlogs_total", Count, "binlogs that were stored before, by type");
+    describe_counter!("pump_gaps_total", Count, "transactions declared undeliverable");
+    describe_counter!("pump_resolver_verdicts_total", Count, "TiKV's answers about open prewrites, by verdict");
+    describe_counter!("pump_resolver_failures_total", Count, "questions to TiKV that failed, by reason");
+    describe_gauge!("pump_unpushable_locks", Count, "open prewrites whose lock TiKV cannot push: they hold the watermark");
+    describe_gauge!("pump_pullers", Count, "open pull streams by protocol");
+    describe_counter!("pump_pulled_bytes_total", Bytes, "payload sent to drainers by protocol");
+    describe_counter!("pump_pulled_transactions_total", Count, "transactions sent to drainers by protocol");
+    describe_counter!("pump_pd_failures_total", Count, "timestamps that PD did not give");
+    describe_gauge!("pump_state", "1 for the present state, by state");
+    describe_gauge!("pump_store_size_bytes", Bytes, "table files of the store");
+}
+
+fn outcome(ok: bool) -> &'static str {
+    if ok { "succ" } else { "fail" }
+}
+
+pub(crate) fn rpc(method: &'static str, took: Duration, ok: bool) {
+    histogram!("binlog_pump_rpc_duration_seconds", "method" => method, "label" => outcome(ok)).record(took.as_secs_f64());
+}
+
+pub(crate) fn refused() {
+    counter!("binlog_pump_loss_binlog_count").increment(1);
+    counter!("binlog_pump_storage_error_count", "type" => "write_binlog").increment(1);
+}
+
+pub(crate) fn binlog_written(bytes: usize, took: Duration) {
+    histogram!("binlog_pump_storage_write_binlog_size", "label" => "single").record(bytes as f64);
+    histogram!("binlog_pump_storage_write_binlog_duration_time", "label" => "single").record(took.as_secs_f64());
+}
+
+pub(crate) fn group_written(records: usize, bytes: usize, took: Duration, ok: bool) {
+    histogram!("pump_group_records").record(records as f64);
+    histogram!("binlog_pump_storage_write_binlog_size", "label" => "batch").record(bytes as f64);
+    histogram!("binlog_pump_storage_write_binlog_duration_time", "label" => "batch").record(took.as_secs_f64());
+    if !ok {
+        counter!("binlog_pump_storage_error_count", "type" => "write_binlog_batch").increment(1);
+    }
+}
+
+pub(crate) fn repeated(kind: &'static str) {
+    counter!("pump_repeated_binlogs_total", "type" => kind).increment(1);
+}
+
+pub(crate) fn late_copy() {
+    counter!("pump_late_copies_total").increment(1);
+}
+
+pub(crate) fn commit_without_prewrite() {
+    counter!("pump_commits_without_prewrite_total").increment(1);
+}
+
+pub(crate) fn gap() {
+    counter!("pump_gaps_total").increment(1);
+}
+
+pub(crate) fn asked_tikv() {
+    counter!("binlog_pump_storage_query_tikv_count").increment(1);
+}
+
+pub(crate) fn verdict(verdict: &'static str) {
+    counter!("pump_resolver_verdicts_total", "verdict" => verdict).increment(1);
+}
+
+pub(crate) fn resolver_failed(reason: &'static str) {
+    counter!("pump_resolver_failures_total", "reason" => reason).increment(1);
+}
+
+pub(crate) fn unpushable(count: usize) {
+    gauge!("pump_unpushable_locks").set(count as f64);
+}
+
+pub(crate) fn pd_failed() {
+    counter!("pump_pd_failures_total").increment(1);
+}
+
+pub(crate) fn pulled(protocol: &'static str, transactions: usize, bytes: usize) {
+    counter!("pump_pulled_transactions_total", "protocol" => protocol).increment(transactions as u64);
+    counter!("pump_pulled_bytes_total", "protocol" => protocol).increment(bytes as u64);
+}
+
+pub(crate) fn read_failed() {
+    counter!("binlog_pump_storage_error_count", "type" => "read_value").increment(1);
+}
+
+pub(crate) fn puller(protocol: &'static str, joined: bool) {
+    let pullers = gauge!("pump_pullers", "protocol" => protocol);
+    if joined { pullers.increment(1) } else { pullers.decrement(1) }
+}
+
+pub(crate) fn collected(upto: Tso) {
+    gauge!("binlog_pump_storage_gc_ts").set(upto.physical_ms() as f64);
+}
+
+pub(crate) fn cleared(records: usize, upto: Option<Tso>) {
+    counter!("binlog_pump_storage_deleted_kv_total").increment(records as u64);
+    if let Some(upto) = upto {
+        gauge!("binlog_pump_storage_done_gc_ts").set(upto.physical_ms() as f64);
+    }
+}
+
+pub(crate) fn volume(capacity: u64, available: u64) {
+    gauge!("binlog_pump_storage_storage_size_bytes", "type" => "capacity").set(capacity as f64);
+    gauge!("binlog_pump_storage_storage_size_bytes", "type" => "available").set(available as f64);
+}
+
+pub(crate) fn progress(snapshot: &crate::progress::Snapshot, budget_used: usize, store_bytes: u64) {
+    gauge!("binlog_pump_storage_max_commit_ts").set(snapshot.watermark.physical_ms() as f64);
+    gauge!("pump_watermark_lag_seconds").set(snapshot.newest.seconds_since(snapshot.watermark));
+    gauge!("pump_pending_prewrites").set(snapshot.pending as f64);
+    gauge!("pump_receive_budget_used_bytes").set(budget_used as f64);
+    gauge!("pump_store_size_bytes").set(store_bytes as f64);
+}
+
+pub(crate) fn state(present: &'static str, all: &[&'static str]) {
+    for state in all {
+        gauge!("pump_state", "state" => *state).set(if *state == present { 1.0 } else { 0.0 });
+    }
+}
