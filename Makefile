@@ -1,0 +1,56 @@
+# Every target installs what it misses first (scripts/setup.sh) and builds outside the checkout, so that demo, tests and
+# CI share one build: the first takes about ten minutes on two cores, later ones seconds.
+SHELL := /bin/bash
+SLUICE_CACHE ?= $(HOME)/.cache/sluice
+CARGO_TARGET_DIR ?= $(SLUICE_CACHE)/target
+CORPUS ?= shop
+PROFILE ?= lite
+MULTIARCH := $(shell gcc -print-multiarch 2>/dev/null)
+
+export SLUICE_CACHE CARGO_TARGET_DIR
+export PATH := $(SLUICE_CACHE)/tools/bin:$(PATH)
+# .cargo/config.toml has the folder of x86-64; the environment wins.
+ifneq ($(MULTIARCH),)
+export ROCKSDB_LIB_DIR ?= /usr/lib/$(MULTIARCH)
+export SNAPPY_LIB_DIR ?= /usr/lib/$(MULTIARCH)
+endif
+
+.PHONY: help demo test lint build setup setup-test up down
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo [CORPUS=shop] [KEEP=1]   the whole path on a recording: TiDB binlog, pumps, Kafka, MariaDB and files'
+	@echo 'make test                          every test; starts Kafka, etcd and MariaDB by itself'
+	@echo 'make lint                          format, clippy, licences'
+	@echo 'make build                         the binaries, into $(CARGO_TARGET_DIR)/debug'
+	@echo 'make setup                         what the above need, if it is not there'
+	@echo 'make up [PROFILE=lite|full]        the same path in containers; make down removes them'
+
+setup:
+	@scripts/setup.sh
+
+setup-test:
+	@scripts/setup.sh --test
+
+build: setup
+	@cargo build --workspace --bins
+
+demo: build
+	@"$(CARGO_TARGET_DIR)/debug/sluice-demo" $(if $(KEEP),--keep) "$(CORPUS)"
+
+# The end-to-end tests start the binaries, so these are built first. The runner's summary comes last.
+test: setup-test
+	@cargo build --workspace --bins
+	@"$(CARGO_TARGET_DIR)/debug/with-kafka" cargo nextest run --workspace --no-fail-fast
+
+lint: setup-test
+	@cargo fmt --all --check
+	@cargo clippy --workspace --all-targets --quiet -- -D warnings
+	@scripts/deny.sh
+
+up:
+	@scripts/compose-secret.sh
+	@docker compose --profile $(PROFILE) up --build
+
+down:
+	@docker compose --profile lite --profile full down --volumes

@@ -1,0 +1,180 @@
+//! Rules of the house that only a program keeps: which crate may use which, how long a file may be, what the container
+//! set-up looks like.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// schemas ◀ tidb ◀ node ◀ everything that runs; services never use each other; tests and benchmarks may use all.
+#[test]
+fn crates_depend_forward_only() -> Result<()> {
+    let layers: BTreeMap<&str, &[&str]> = [
+        ("schemas", &[][..]),
+        ("tidb", &["schemas"]),
+        ("node", &["schemas", "tidb"]),
+        ("pump", &["schemas", "tidb", "node"]),
+        ("drainer-kafka", &["schemas", "tidb", "node"]),
+        ("consumers", &["schemas", "tidb", "node"]),
+        ("simulator", &["schemas", "tidb", "node"]),
+    ]
+    .into();
+    let free = ["e2e", "bench"];
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--no-deps", "--format-version", "1", "--offline"])
+        .current_dir(root())
+        .output()?;
+    ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout)?;
+    let packages = metadata["packages"].as_array().context("packages")?;
+    let ours: BTreeSet<&str> = packages.iter().filter_map(|package| package["name"].as_str()).collect();
+    let mut seen = 0;
+    for package in packages {
+        let name = package["name"].as_str().context("name")?;
+        if free.contains(&name) {
+            continue;
+        }
+        let allowed =
+            layers.get(name).with_context(|| format!("crate {name} has no place in the layering yet"))?;
+        for dependency in package["dependencies"].as_array().context("dependencies")? {
+            let used = dependency["name"].as_str().context("name of a dependency")?;
+            // The simulator stands in for TiDB in other crates' tests.
+            let in_tests = dependency["kind"] == "dev" && used == "simulator";
+            ensure!(
+                !ours.contains(used) || allowed.contains(&used) || in_tests,
+                "{name} uses {used}; it may use {allowed:?}"
+            );
+            seen += usize::from(ours.contains(used));
+        }
+    }
+    ensure!(seen >= layers.len(), "only {seen} uses among our crates: is this looking at the right place?");
+    Ok(())
+}
+
+/// A file has one job; one that grows past this has two.
+const LONGEST_FILE: usize = 600;
+
+/// Files that may be longer, and why.
+const LONGER: &[(&str, &str)] = &[];
+
+#[test]
+fn source_files_stay_short() -> Result<()> {
+    let output = Command::new("git")
+        .args(["ls-files", "-co", "--exclude-standard", "*.rs"])
+        .current_dir(root())
+        .output()?;
+    ensure!(output.status.success(), "git ls-files: {}", String::from_utf8_lossy(&output.stderr));
+    let files = String::from_utf8(output.stdout)?;
+    ensure!(files.lines().count() > 50, "only {} source files found", files.lines().count());
+    let mut long = String::new();
+    for file in files.lines() {
+        // A file deleted and not yet committed is listed still.
+        let Ok(text) = std::fs::read_to_string(root().join(file)) else { continue };
+        let lines = text.lines().count();
+        if lines > LONGEST_FILE && !LONGER.iter().any(|(name, _)| *name == file) {
+            long += &format!("{file}: {lines} lines\n");
+        }
+    }
+    ensure!(long.is_empty(), "longer than {LONGEST_FILE} lines, split along a seam with a name:\n{long}");
+    Ok(())
+}
+
+/// The compose command of this machine: the plugin, else Debian's older program.
+fn compose() -> Option<Vec<&'static str>> {
+    [vec!["docker", "compose"], vec!["docker-compose"]].into_iter().find(|command| {
+        let asked = Command::new(command[0]).args(&command[1..]).arg("version").output();
+        asked.is_ok_and(|output| output.status.success())
+    })
+}
+
+#[test]
+fn both_compose_profiles_are_valid() -> Result<()> {
+    let command =
+        compose().context("neither `docker compose` nor `docker-compose` is there: run `make setup-test`")?;
+    for (profile, services) in [
+        (
+            "full",
+            [
+                "tidb",
+                "tikv",
+                "pd",
+                "pump-0",
+                "pump-1",
+                "drainer-kafka",
+                "kafka",
+                "standby",
+                "apply-mysql",
+                "export-files",
+            ],
+        ),
+        (
+            "lite",
+            [
+                "tidb-sim",
+                "etcd",
+                "mariadb",
+                "lite-pump-0",
+                "lite-pump-1",
+                "lite-drainer-kafka",
+                "kafka",
+                "lite-apply-mysql",
+                "lite-export-files",
+                "lite-export-files",
+            ],
+        ),
+    ] {
+        let output = Command::new(command[0])
+            .args(&command[1..])
+            .args(["--profile", profile, "config"])
+            .current_dir(root())
+            .output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success(), "profile {profile}: {}", String::from_utf8_lossy(&output.stderr));
+        for service in services {
+            ensure!(
+                text.lines().any(|line| line == format!("  {service}:")),
+                "profile {profile} has no service {service}"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn compose_pins_images_and_binds_loopback_only() -> Result<()> {
+    let text = std::fs::read_to_string(root().join("docker-compose.yml"))?;
+    let (mut images, mut ports) = (0, 0);
+    for line in text.lines().map(str::trim) {
+        if let Some(image) = line.strip_prefix("image: ") {
+            images += 1;
+            let (_, tag) = image.rsplit_once(':').with_context(|| format!("{image} has no version"))?;
+            ensure!(
+                image == "sluice:dev" || tag.contains(|c: char| c.is_ascii_digit()),
+                "{image}: a floating version"
+            );
+        }
+        if let Some(list) = line.strip_prefix("ports: ") {
+            for port in list.trim_matches(['[', ']']).split(", ") {
+                ports += 1;
+                ensure!(port.starts_with("\"127.0.0.1:"), "port {port} is open to the network");
+            }
+        }
+    }
+    ensure!(images >= 8 && ports >= 5, "{images} images, {ports} ports: is this looking at the right place?");
+    for mounted in text.lines().filter_map(|line| line.split_once("./deploy/compose/")) {
+        let file = mounted.1.split(':').next().unwrap_or_default();
+        ensure!(
+            root().join("deploy/compose").join(file).is_file(),
+            "deploy/compose/{file} is mounted but not there"
+        );
+    }
+    Ok(())
+}
