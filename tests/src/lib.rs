@@ -8,5 +8,6 @@
 
 pub mod checker;
 pub mod compare;
+pub mod demo;
 pub mod harness;
 pub mod recording;

@@ -3,7 +3,9 @@
 use std::{
     collections::BTreeMap,
     fs::File,
+    io::Read as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -131,6 +133,28 @@ impl Recording {
         self.pumps
     }
 
+    /// From the first binlog to the last, as they arrived.
+    pub fn duration(&self) -> Result<Duration> {
+        let (mut first, mut last) = (u64::MAX, 0);
+        for n in 1..=self.pumps {
+            let path = self.folder.join(format!("pump-{n}.rec.gz"));
+            let mut frames = Vec::new();
+            GzDecoder::new(File::open(&path)?)
+                .read_to_end(&mut frames)
+                .with_context(|| format!("read {}", path.display()))?;
+            let mut rest = frames.as_slice();
+            while let Some((time, after)) = rest.split_first_chunk::<8>() {
+                let time = u64::from_be_bytes(*time);
+                (first, last) = (first.min(time), last.max(time));
+                rest = after
+                    .split_first_chunk::<4>()
+                    .and_then(|(length, after)| after.get(u32::from_be_bytes(*length) as usize..))
+                    .with_context(|| format!("{} ends inside a frame", path.display()))?;
+            }
+        }
+        Ok(Duration::from_nanos(last.saturating_sub(first)))
+    }
+
     /// The recorded moments in commit order; the last is the end.
     pub fn checkpoints(&self) -> &[Checkpoint] {
         &self.corpus.checkpoints
@@ -172,6 +196,11 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn shop_took_five_seconds() {
+        assert_eq!(Recording::open("shop").unwrap().duration().unwrap().as_millis(), 5076);
     }
 
     #[test]

@@ -15,7 +15,7 @@ async fn main() -> Result<ExitCode> {
     let mut args = env::args_os().skip(1);
     let command = args.next().context("usage: with-kafka COMMAND [ARGS…]")?;
     let scratch = Scratch::new("kafka")?;
-    let kafka = Kafka::start(scratch.path()).await?;
+    let kafka = Kafka::start(&scratch).await?;
     let status = tokio::process::Command::new(&command)
         .args(args)
         .env(SHARED, kafka.brokers())

@@ -1,13 +1,12 @@
 //! A real etcd.
 
-use std::path::Path;
-
 use anyhow::Result;
 use etcd_client::{Client, ConnectOptions};
 
 use super::{
     ports,
     process::{Process, Program},
+    scratch::Scratch,
 };
 
 /// A single etcd member. Also what the simulated PD forwards to.
@@ -18,13 +17,13 @@ pub struct Etcd {
 }
 
 impl Etcd {
-    /// Starts one with its data below `folder` and waits until it answers.
-    pub async fn start(folder: &Path) -> Result<Self> {
+    /// Starts one in `scratch` and waits until it answers.
+    pub async fn start(scratch: &Scratch) -> Result<Self> {
         let address = ports::free_address()?;
         let (client, peer) = (format!("http://{address}"), format!("http://{}", ports::free_address()?));
-        let program = Program::new("etcd", "etcd", folder)
+        let program = Program::new("etcd", "etcd", scratch)
             .arg("--data-dir")
-            .arg(folder.join("etcd"))
+            .arg(scratch.path().join("etcd"))
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("default={peer}"), "--logger", "zap"]);
@@ -41,6 +40,11 @@ impl Etcd {
     /// A client of it.
     pub async fn client(&self) -> Result<Client> {
         Ok(Client::connect([format!("http://{}", self.address)], Some(ConnectOptions::new())).await?)
+    }
+
+    /// Its process.
+    pub fn process(&self) -> &Process {
+        &self.process
     }
 
     /// Kills it; its data stays.

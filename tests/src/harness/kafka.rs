@@ -1,10 +1,6 @@
 //! A real Kafka broker.
 
-use std::{
-    fmt::Write as _,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fmt::Write as _, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
 use rdkafka::{
@@ -18,7 +14,7 @@ use rdkafka::{
 use super::{
     ports,
     process::{Process, Program},
-    scratch,
+    scratch::{self, Scratch},
 };
 
 /// Where `with-kafka` leaves the address of the broker it started.
@@ -32,17 +28,18 @@ pub struct Kafka {
 }
 
 impl Kafka {
-    /// The run's shared broker; where there is none, a new one with its data below `folder`.
-    pub async fn shared(folder: &Path) -> Result<Self> {
+    /// The run's shared broker; where there is none, a new one in `scratch`.
+    pub async fn shared(scratch: &Scratch) -> Result<Self> {
         match std::env::var(SHARED) {
             Ok(brokers) => Ok(Self { brokers, process: None }),
-            Err(_) => Self::start(folder).await,
+            Err(_) => Self::start(scratch).await,
         }
     }
 
-    /// Starts one with its data below `folder` and waits until it answers.
-    pub async fn start(folder: &Path) -> Result<Self> {
+    /// Starts one in `scratch` and waits until it answers.
+    pub async fn start(scratch: &Scratch) -> Result<Self> {
         let home = home()?;
+        let folder = scratch.path();
         scratch::copy_tree(&home.join("formatted"), &folder.join("kafka"))?;
         let (brokers, controller) = (ports::free_address()?, ports::free_address()?);
         let mut properties = include_str!("../../kafka/server.properties").to_owned();
@@ -54,7 +51,7 @@ impl Kafka {
         std::fs::write(&file, properties)?;
         let class_path =
             std::fs::read_to_string(home.join("classpath")).context("read Kafka's class path")?;
-        let program = Program::new("kafka", "java", folder)
+        let program = Program::new("kafka", "java", scratch)
             .args(["-Xms96m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
             .arg(format!("-XX:SharedArchiveFile={}", home.join("classes.jsa").display()))
             .arg(format!("-Dlog4j2.configurationFile=file:{}", home.join("log4j2.properties").display()))
@@ -78,6 +75,11 @@ impl Kafka {
     /// An admin client of it.
     pub fn admin(&self) -> Result<AdminClient<DefaultClientContext>> {
         Ok(self.client().create()?)
+    }
+
+    /// Its process, unless it is the run's shared one.
+    pub fn process(&self) -> Option<&Process> {
+        self.process.as_ref()
     }
 
     /// Stops it as an operator would; its data stays. The shared broker is nobody's to stop.

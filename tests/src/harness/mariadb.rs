@@ -1,6 +1,6 @@
 //! A real MariaDB.
 
-use std::{fmt::Write as _, os::unix::fs::MetadataExt as _, path::Path};
+use std::{fmt::Write as _, os::unix::fs::MetadataExt as _};
 
 use anyhow::{Context as _, Result};
 use mysql_async::{Conn, Opts, OptsBuilder, prelude::Queryable as _};
@@ -8,7 +8,7 @@ use mysql_async::{Conn, Opts, OptsBuilder, prelude::Queryable as _};
 use super::{
     ports,
     process::{Process, Program},
-    scratch,
+    scratch::{self, Scratch},
 };
 
 /// The account that `apply-mysql` and the tests use.
@@ -25,12 +25,12 @@ pub struct MariaDb {
 }
 
 impl MariaDb {
-    /// Starts one with its data below `folder` and waits until it answers.
-    pub async fn start(folder: &Path) -> Result<Self> {
+    /// Starts one in `scratch` and waits until it answers.
+    pub async fn start(scratch: &Scratch) -> Result<Self> {
         let template = scratch::prepared(&format!("mariadb/{}", version().await?))?;
-        scratch::copy_tree(&template.join("data"), &folder.join("mariadb"))?;
+        scratch::copy_tree(&template.join("data"), &scratch.path().join("mariadb"))?;
         let port = ports::free()?;
-        let folder = folder.display();
+        let folder = scratch.path().display();
         std::fs::write(
             format!("{folder}/mariadb-init.sql"),
             format!(
@@ -58,8 +58,7 @@ impl MariaDb {
         }
         let file = format!("{folder}/mariadb.cnf");
         std::fs::write(&file, options)?;
-        let folder = Path::new(&file).parent().context("folder of mariadb.cnf")?;
-        let mut program = Program::new("mariadb", "mariadbd", folder).arg(format!("--defaults-file={file}"));
+        let mut program = Program::new("mariadb", "mariadbd", scratch).arg(format!("--defaults-file={file}"));
         if std::fs::metadata("/proc/self")?.uid() == 0 {
             program = program.arg("--user=root");
         }
@@ -76,6 +75,11 @@ impl MariaDb {
     /// A session in UTC.
     pub async fn connect(&self) -> Result<Conn> {
         connect(self.port).await
+    }
+
+    /// Its process.
+    pub fn process(&self) -> &Process {
+        &self.process
     }
 
     /// Kills it; its data stays.

@@ -5,9 +5,13 @@
 //! Nothing here is shared between tests except, where `with-kafka` runs them, one Kafka broker: topics carry the
 //! test's own name.
 
+pub mod admin;
+pub mod binaries;
 pub mod etcd;
 pub mod kafka;
 pub mod mariadb;
+pub mod pd;
 pub mod ports;
 pub mod process;
 pub mod scratch;
+pub mod site;

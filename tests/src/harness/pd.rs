@@ -11,7 +11,8 @@ pub async fn timestamp(address: &str) -> Result<u64> {
     let header = Some(RequestHeader { cluster_id, ..RequestHeader::default() });
     let request = TsoRequest { header, count: 1, ..TsoRequest::default() };
     let mut answers = client.tso(futures::stream::iter([request])).await?.into_inner();
-    let timestamp = answers.message().await?.and_then(|answer| answer.timestamp).context("PD sent no timestamp")?;
+    let timestamp =
+        answers.message().await?.and_then(|answer| answer.timestamp).context("PD sent no timestamp")?;
     Ok(((timestamp.physical as u64) << 18) | timestamp.logical as u64)
 }
 

@@ -18,6 +18,8 @@ use nix::{
 };
 use tokio::process::{Child, Command};
 
+use super::scratch::Scratch;
+
 /// How long anything may take to become ready or to stop. Long, because it is no measurement: a machine with all its cores
 /// busy must not fail a test.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -33,13 +35,21 @@ pub struct Program {
     args: Vec<OsString>,
     envs: Vec<(String, String)>,
     log: PathBuf,
+    outlives_us: bool,
 }
 
 impl Program {
-    /// `name` is for messages; stdout and stderr are appended to `<folder>/<name>.log`.
-    pub fn new(name: &str, path: impl Into<PathBuf>, folder: &Path) -> Self {
-        let log = folder.join(format!("{name}.log"));
-        Self { name: name.to_owned(), path: path.into(), args: Vec::new(), envs: Vec::new(), log }
+    /// `name` is for messages; stdout and stderr are appended to `<name>.log` in the folder.
+    pub fn new(name: &str, path: impl Into<PathBuf>, scratch: &Scratch) -> Self {
+        let log = scratch.path().join(format!("{name}.log"));
+        Self {
+            name: name.to_owned(),
+            path: path.into(),
+            args: Vec::new(),
+            envs: Vec::new(),
+            log,
+            outlives_us: scratch.is_lasting(),
+        }
     }
 
     /// Adds an argument.
@@ -72,8 +82,16 @@ impl Program {
             .append(true)
             .open(&self.log)
             .with_context(|| format!("open {}", self.log.display()))?;
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--"])
+        // `setpriv` ties its life to ours, `setsid` cuts it loose; both become the program, so the process id is its own.
+        let mut command = if self.outlives_us {
+            Command::new("setsid")
+        } else {
+            let mut command = Command::new("setpriv");
+            // A group of its own: Ctrl-C is for us, and we stop it in our order.
+            command.args(["--pdeathsig", "KILL", "--"]).process_group(0);
+            command
+        };
+        let child = command
             .arg(&self.path)
             .args(&self.args)
             .envs(self.envs.iter().map(|(name, value)| (name, value)))
@@ -86,7 +104,7 @@ impl Program {
     }
 }
 
-/// A running child; dropped, it is killed and reaped.
+/// A running child; dropped, it is killed and reaped, unless its [`Scratch`] is a lasting one.
 #[derive(Debug)]
 pub struct Process {
     program: Program,
@@ -193,6 +211,9 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if self.program.outlives_us {
+            return;
+        }
         // Its folder is about to go: wait until the kernel is done with it. An error means that it was reaped already.
         if self.child.start_kill().is_ok()
             && let Some(pid) = self.child.id().and_then(|id| i32::try_from(id).ok())

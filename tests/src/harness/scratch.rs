@@ -4,25 +4,33 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-/// A temporary folder, removed on drop unless kept.
+/// A temporary folder and what is started in it. Both end with this value, unless it is a lasting one.
 #[derive(Debug)]
 pub struct Scratch {
-    dir: Option<tempfile::TempDir>,
     path: PathBuf,
+    lasting: bool,
+    /// Removes the folder when dropped.
+    _guard: Option<tempfile::TempDir>,
 }
 
 impl Scratch {
     /// A new folder `/tmp/sluice-<name>-…`. `SLUICE_KEEP_TMP` set: it stays for a look at the logs.
     pub fn new(name: &str) -> Result<Self> {
-        let dir = tempfile::Builder::new()
-            .prefix(&format!("sluice-{name}-"))
-            .tempdir()
-            .context("create a temporary folder")?;
-        let mut scratch = Self { path: dir.path().to_owned(), dir: Some(dir) };
+        let dir = Self::create(name)?;
         if std::env::var_os("SLUICE_KEEP_TMP").is_some() {
-            scratch.keep();
+            return Ok(Self { path: dir.keep(), lasting: false, _guard: None });
         }
-        Ok(scratch)
+        Ok(Self { path: dir.path().to_owned(), lasting: false, _guard: Some(dir) })
+    }
+
+    /// A folder that stays, and whose processes outlive this one.
+    pub fn lasting(name: &str) -> Result<Self> {
+        Ok(Self { path: Self::create(name)?.keep(), lasting: true, _guard: None })
+    }
+
+    fn create(name: &str) -> Result<tempfile::TempDir> {
+        let prefix = format!("sluice-{name}-");
+        tempfile::Builder::new().prefix(&prefix).tempdir().context("create a temporary folder")
     }
 
     /// The folder.
@@ -30,11 +38,9 @@ impl Scratch {
         &self.path
     }
 
-    /// From now on the folder survives this value.
-    pub fn keep(&mut self) {
-        if let Some(dir) = self.dir.take() {
-            self.path = dir.keep();
-        }
+    /// Whether folder and processes stay.
+    pub fn is_lasting(&self) -> bool {
+        self.lasting
     }
 }
 

@@ -16,7 +16,7 @@ use rdkafka::{
 #[tokio::test]
 async fn etcd_keeps_its_data_through_a_kill() -> Result<()> {
     let scratch = Scratch::new("etcd")?;
-    let mut etcd = Etcd::start(scratch.path()).await?;
+    let mut etcd = Etcd::start(&scratch).await?;
     etcd.client().await?.put("k", "v", None).await?;
     etcd.kill().await?;
     assert!(etcd.client().await?.get("k", None).await.is_err(), "a killed etcd answers");
@@ -28,7 +28,7 @@ async fn etcd_keeps_its_data_through_a_kill() -> Result<()> {
 #[tokio::test]
 async fn kafka_does_transactions_and_keeps_them_through_a_stop() -> Result<()> {
     let scratch = Scratch::new("broker")?;
-    let mut kafka = Kafka::start(scratch.path()).await?;
+    let mut kafka = Kafka::start(&scratch).await?;
     let topic = NewTopic::new("t", 1, TopicReplication::Fixed(1));
     for outcome in kafka.admin()?.create_topics([&topic], &AdminOptions::new()).await? {
         outcome.map_err(|(topic, code)| anyhow::anyhow!("create {topic}: {code}"))?;
@@ -82,7 +82,7 @@ async fn load(state: &State, session: &mut Conn) -> Result<()> {
 #[tokio::test]
 async fn the_comparison_sees_one_changed_row() -> Result<()> {
     let scratch = Scratch::new("compare")?;
-    let mut mariadb = MariaDb::start(scratch.path()).await?;
+    let mut mariadb = MariaDb::start(&scratch).await?;
     let recording = Recording::open("shop")?;
     let state = recording.state(recording.end())?;
     let mut session = mariadb.connect().await?;

@@ -1,0 +1,296 @@
+//! A whole site: infrastructure, our processes, their configurations.
+//!
+//! [`Site::new`] starts etcd, Kafka and MariaDB and fixes every port, folder and name; it starts none of our processes, so
+//! that a test (or the demo) starts, kills and restarts exactly those it is about. Each is a [`Program`] that always has
+//! the same port and folder: starting it again is a restart.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{
+    admin, binaries,
+    etcd::Etcd,
+    kafka::Kafka,
+    mariadb::{self, MariaDb},
+    ports,
+    process::{Process, Program},
+    scratch::Scratch,
+};
+use crate::recording::Recording;
+
+/// The name under which MariaDB's password is given to `apply-mysql`.
+const PASSWORD_VARIABLE: &str = "SLUICE_DOWNSTREAM_PASSWORD";
+
+/// How fast the recording is played.
+#[derive(Clone, Copy, Debug)]
+pub enum Speed {
+    /// As it was recorded, or so many times as fast.
+    Times(f64),
+    /// As fast as TiDB's guarantees allow.
+    Max,
+}
+
+/// What `export-files` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Comma-separated values.
+    Csv,
+    /// One JSON document a line.
+    Jsonl,
+}
+
+/// One of our processes: how to start it, and where it tells how it is.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// How to start it.
+    pub program: Program,
+    /// Its admin listener, `host:port`.
+    pub admin: String,
+}
+
+impl Service {
+    /// Starts it and waits until it says that it does its work.
+    pub async fn start(&self) -> Result<Process> {
+        let mut process = self.program.start()?;
+        self.await_ready(&mut process).await?;
+        Ok(process)
+    }
+
+    /// Waits until it says that it does its work.
+    pub async fn await_ready(&self, process: &mut Process) -> Result<()> {
+        process.ready("readiness", async || admin::is_ready(&self.admin).await.then_some(())).await
+    }
+
+    /// The same with more arguments.
+    pub fn with(&self, args: &[&str]) -> Self {
+        Self { program: self.program.clone().args(args), admin: self.admin.clone() }
+    }
+}
+
+/// The infrastructure and the plan of a site.
+#[derive(Debug)]
+pub struct Site {
+    /// Its etcd, behind the simulated PD.
+    pub etcd: Etcd,
+    /// Its Kafka, perhaps shared with other tests.
+    pub kafka: Kafka,
+    /// The downstream database.
+    pub mariadb: MariaDb,
+    topic: String,
+    pd: String,
+    tikv: String,
+    tidb_status: String,
+    pumps: Vec<Ports>,
+    drainer: Ports,
+    apply: String,
+    export: String,
+    recording: Recording,
+    // Last, so that the processes above are gone before it is removed.
+    scratch: Scratch,
+}
+
+#[derive(Clone, Debug)]
+struct Ports {
+    addr: String,
+    admin: String,
+}
+
+impl Ports {
+    fn free() -> Result<Self> {
+        Ok(Self { addr: ports::free_address()?, admin: ports::free_address()? })
+    }
+}
+
+impl Site {
+    /// Starts etcd, MariaDB and, unless the run has a shared one, Kafka. `name` ends up in folder and topic names.
+    pub async fn new(name: &str, recording: &Recording) -> Result<Self> {
+        let scratch = Scratch::new(name)?;
+        let kafka = Kafka::shared(&scratch).await?;
+        Self::around(name, recording, scratch, kafka).await
+    }
+
+    /// The same with a Kafka of its own, to stop and restart.
+    pub async fn with_own_kafka(name: &str, recording: &Recording) -> Result<Self> {
+        Self::in_scratch(name, recording, Scratch::new(name)?).await
+    }
+
+    /// The same in a given folder.
+    pub async fn in_scratch(name: &str, recording: &Recording, scratch: Scratch) -> Result<Self> {
+        let kafka = Kafka::start(&scratch).await?;
+        Self::around(name, recording, scratch, kafka).await
+    }
+
+    async fn around(name: &str, recording: &Recording, scratch: Scratch, kafka: Kafka) -> Result<Self> {
+        let (etcd, mariadb) = tokio::try_join!(Etcd::start(&scratch), MariaDb::start(&scratch))?;
+        Ok(Self {
+            etcd,
+            kafka,
+            mariadb,
+            topic: format!("{name}-{:08x}", rand::random::<u32>()),
+            pd: ports::free_address()?,
+            tikv: ports::free_address()?,
+            tidb_status: ports::free_address()?,
+            pumps: (0..recording.pumps()).map(|_| Ports::free()).collect::<Result<_>>()?,
+            drainer: Ports::free()?,
+            apply: ports::free_address()?,
+            export: ports::free_address()?,
+            recording: recording.clone(),
+            scratch,
+        })
+    }
+
+    /// Where everything of this site is: data, configurations, logs.
+    pub fn folder(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    /// The row topic.
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    /// The recording that is played.
+    pub fn recording(&self) -> &Recording {
+        &self.recording
+    }
+
+    /// `host:port` of the simulated PD.
+    pub fn pd(&self) -> &str {
+        &self.pd
+    }
+
+    /// `host:port` of the simulated TiDB's status port.
+    pub fn tidb_status(&self) -> &str {
+        &self.tidb_status
+    }
+
+    /// How many pumps there are: as many as were recorded.
+    pub fn pump_count(&self) -> usize {
+        self.pumps.len()
+    }
+
+    /// Where `export-files` writes.
+    pub fn exported(&self) -> PathBuf {
+        self.folder().join("exported")
+    }
+
+    /// The simulated TiDB, TiKV and PD. It plays once all pumps are online, and serves on afterwards.
+    pub fn simulator(&self, speed: Speed) -> Result<Program> {
+        let speed = match speed {
+            Speed::Times(factor) => factor.to_string(),
+            Speed::Max => "max".into(),
+        };
+        Ok(Program::new("tidb-sim", binaries::path("tidb-sim")?, &self.scratch)
+            .arg("play")
+            .arg(self.recording.folder())
+            .args(["--etcd", &format!("http://{}", self.etcd.address())])
+            .args(["--listen", &self.pd, "--tikv-listen", &self.tikv, "--status-listen", &self.tidb_status])
+            .args(["--wait-pumps", &self.pumps.len().to_string(), "--speed", &speed])
+            .args(["--output", "json"]))
+    }
+
+    /// Starts the simulator and waits until its PD answers.
+    pub async fn start_simulator(&self, speed: Speed) -> Result<Process> {
+        let mut process = self.simulator(speed)?.start()?;
+        process.ready("answer of PD", async || super::pd::timestamp(&self.pd).await.ok().map(drop)).await?;
+        Ok(process)
+    }
+
+    /// Pump number `n`, from 0.
+    pub fn pump(&self, n: usize) -> Result<Service> {
+        let ports = self.pumps.get(n).with_context(|| format!("there are {} pumps", self.pumps.len()))?;
+        let name = format!("pump-{n}");
+        let config = format!(
+            "addr = {:?}\nnode-id = {name:?}\npd-urls = \"http://{}\"\ndata-dir = {:?}\n\n[storage]\nstop-write-at-available-space = \"1 MiB\"\n\n[admin]\naddr = {:?}\n",
+            ports.addr,
+            self.pd,
+            self.folder().join(&name),
+            ports.admin
+        );
+        self.service(&name, "pump", &config, &ports.admin)
+    }
+
+    /// The drainer; `extra` is added to its configuration (top-level keys first).
+    pub fn drainer(&self, extra: &str) -> Result<Service> {
+        let config = format!(
+            "addr = {:?}\nnode-id = \"drainer\"\npd-urls = \"http://{}\"\ndata-dir = {:?}\ninitial-commit-ts = 0\n{extra}\n\
+             [syncer.to]\nkafka-addrs = {:?}\ntopic-name = {:?}\n\n[admin]\naddr = {:?}\n",
+            self.drainer.addr,
+            self.pd,
+            self.folder().join("drainer"),
+            self.kafka.brokers(),
+            self.topic,
+            self.drainer.admin
+        );
+        self.service("drainer-kafka", "drainer-kafka", &config, &self.drainer.admin)
+    }
+
+    /// `apply-mysql` into this site's MariaDB.
+    pub fn apply(&self) -> Result<Service> {
+        let config = format!(
+            "{}\n[mysql]\nhost = \"127.0.0.1\"\nport = {}\nuser = {:?}\npassword = \"env:{PASSWORD_VARIABLE}\"\n\n[admin]\naddr = {:?}\n",
+            self.consumer(),
+            self.mariadb.port(),
+            mariadb::USER,
+            self.apply
+        );
+        let mut service = self.service("apply-mysql", "apply-mysql", &config, &self.apply)?;
+        service.program = service.program.env(PASSWORD_VARIABLE, mariadb::PASSWORD);
+        Ok(service)
+    }
+
+    /// `export-files` into [`Self::exported`].
+    pub fn export(&self, format: Format) -> Result<Service> {
+        let format = match format {
+            Format::Csv => "csv",
+            Format::Jsonl => "jsonl",
+        };
+        let config = format!(
+            "{}\n[files]\ndir = {:?}\nformat = {format:?}\n\n[admin]\naddr = {:?}\n",
+            self.consumer(),
+            self.exported(),
+            self.export
+        );
+        self.service("export-files", "export-files", &config, &self.export)
+    }
+
+    fn consumer(&self) -> String {
+        format!(
+            "topic = {:?}\ndata-dir = {:?}\n\n[kafka]\nbrokers = [{:?}]\n",
+            self.topic,
+            self.folder().join("spill"),
+            self.kafka.brokers()
+        )
+    }
+
+    /// The infrastructure's processes.
+    pub fn processes(&self) -> impl Iterator<Item = &Process> {
+        [self.etcd.process(), self.mariadb.process()].into_iter().chain(self.kafka.process())
+    }
+
+    /// Runs binlogctl against this site and returns what it prints.
+    pub async fn binlogctl(&self, args: &[&str]) -> Result<String> {
+        let output = tokio::process::Command::new(binaries::path("binlogctl")?)
+            .args(["-pd-urls", &format!("http://{}", self.pd)])
+            .args(args)
+            .output()
+            .await?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !output.status.success() {
+            bail!("binlogctl {args:?} {}: {text}{}", output.status, String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(text)
+    }
+
+    fn service(&self, name: &str, binary: &str, config: &str, admin: &str) -> Result<Service> {
+        let file = self.folder().join(format!("{name}.toml"));
+        std::fs::write(&file, config).with_context(|| format!("write {}", file.display()))?;
+        // A wrong zone in the environment must not matter to anyone.
+        let program = Program::new(name, binaries::path(binary)?, &self.scratch)
+            .arg("--config")
+            .arg(&file)
+            .env("TZ", "Pacific/Chatham");
+        Ok(Service { program, admin: admin.to_owned() })
+    }
+}
