@@ -271,7 +271,8 @@ mod tests {
         assert_eq!(int8(-1), [0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]);
         assert_eq!(float(1.0), [0xbf, 0xf0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(float(-1.0), [0x40, 0x0f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]);
-        assert_eq!(value(&Datum::Float(f64::from(3.14f32))), hex("05c0091eb860000000"));
+        // FLOAT 3.14
+        assert_eq!(value(&Datum::Float(f64::from(f32::from_bits(0x4048_f5c3)))), hex("05c0091eb860000000"));
         // 2023-05-17 10:20:30.123456, 2024-02-29
         assert_eq!(value(&Datum::Uint(0x19b0_22a5_1e01_e240)), hex("09c0c487f0d1d488d819"));
         assert_eq!(key(&Datum::Uint(0x19b0_22a5_1e01_e240)), hex("0419b022a51e01e240"));

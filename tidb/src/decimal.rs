@@ -79,7 +79,10 @@ impl Shape {
     fn groups(&self) -> impl Iterator<Item = usize> + use<> {
         let full = self.int_groups + self.frac_groups;
         let (lead, trail) = (self.lead, self.trail);
-        std::iter::once(lead).chain(std::iter::repeat_n(GROUP_DIGITS, full)).chain([trail]).filter(|&n| n != 0)
+        std::iter::once(lead)
+            .chain(std::iter::repeat_n(GROUP_DIGITS, full))
+            .chain([trail])
+            .filter(|&n| n != 0)
     }
 }
 
@@ -171,8 +174,7 @@ impl Decimal {
     /// From a number in plain or exponent notation, rounded half away from zero to `frac` digits.
     pub fn parse(text: &str, precision: u8, frac: u8) -> Result<Self, ParseDecimalError> {
         let number = Parsed::read(text)?;
-        let out_of_range =
-            || ParseDecimalError::OutOfRange { text: shorten(text), precision, frac };
+        let out_of_range = || ParseDecimalError::OutOfRange { text: shorten(text), precision, frac };
         let mut decimal = Self::zero(precision, frac).map_err(|_| out_of_range())?;
         let (digits, carry) = number.rounded(usize::from(frac));
         // `digits` has frac digits after the point; leading zeros beyond the integer places are dropped.
@@ -390,7 +392,9 @@ mod tests {
         for (text, precision, frac, expected) in cases {
             assert_eq!(Decimal::parse(text, precision, frac).unwrap().to_string(), expected, "{text}");
         }
-        for (text, precision, frac) in [("9.995", 3, 2), ("1000", 3, 0), ("1e400", 65, 0), ("1e2000000000", 65, 0)] {
+        for (text, precision, frac) in
+            [("9.995", 3, 2), ("1000", 3, 0), ("1e400", 65, 0), ("1e2000000000", 65, 0)]
+        {
             assert!(
                 matches!(Decimal::parse(text, precision, frac), Err(ParseDecimalError::OutOfRange { .. })),
                 "{text}"

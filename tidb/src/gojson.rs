@@ -26,7 +26,11 @@ pub fn to_vec_indented<T: Serialize + ?Sized>(value: &T) -> serde_json::Result<V
 struct GoFormatter;
 
 impl Formatter for GoFormatter {
-    fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+    fn write_string_fragment<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
         let mut rest = fragment;
         while let Some(at) = rest.find(['<', '>', '&', '\u{2028}', '\u{2029}']) {
             let (plain, tail) = rest.split_at(at);
@@ -40,7 +44,11 @@ impl Formatter for GoFormatter {
         writer.write_all(rest.as_bytes())
     }
 
-    fn write_char_escape<W: ?Sized + io::Write>(&mut self, writer: &mut W, escape: CharEscape) -> io::Result<()> {
+    fn write_char_escape<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        escape: CharEscape,
+    ) -> io::Result<()> {
         match escape {
             CharEscape::Quote => writer.write_all(b"\\\""),
             CharEscape::ReverseSolidus => writer.write_all(b"\\\\"),
@@ -226,18 +234,25 @@ pub(crate) mod base64_bytes {
     use base64::{Engine, engine::general_purpose::STANDARD};
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    pub(crate) fn serialize<S: Serializer>(bytes: &Option<Vec<u8>>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(
+        bytes: &Option<Vec<u8>>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         bytes.as_ref().map(|b| STANDARD.encode(b)).serialize(serializer)
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<u8>>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Vec<u8>>, D::Error> {
         let text = Option::<String>::deserialize(deserializer)?;
         text.map(|t| STANDARD.decode(t)).transpose().map_err(serde::de::Error::custom)
     }
 }
 
 /// For fields of newer TiDB versions: absent stays absent, `null` stays `null`.
-pub(crate) fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+pub(crate) fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }
 
@@ -256,8 +271,7 @@ mod tests {
     #[test]
     fn indents_as_marshal_indent() {
         let compact_text = r#"{"a":[1,{"b":"x, {\" :"}],"c":{},"d":[],"e":null}"#;
-        let expected =
-            "{\n \"a\": [\n  1,\n  {\n   \"b\": \"x, {\\\" :\"\n  }\n ],\n \"c\": {},\n \"d\": [],\n \"e\": null\n}";
+        let expected = "{\n \"a\": [\n  1,\n  {\n   \"b\": \"x, {\\\" :\"\n  }\n ],\n \"c\": {},\n \"d\": [],\n \"e\": null\n}";
         assert_eq!(String::from_utf8(indent(compact_text.as_bytes())).unwrap(), expected);
         assert_eq!(compact(expected.as_bytes()), compact_text.as_bytes());
     }

@@ -189,15 +189,10 @@ mod tests {
             hex("6d536368656d615665ff7273696f6e4b6579ff0000000000000000f70000000000000073")
         );
         // Table B: ('ab ', 2024-02-29) by utf8mb4_bin.
-        let handle = common_handle(&[
-            Datum::Bytes(Bytes::from_static(b"ab")),
-            Datum::Uint(0x19b2_ba00_0000_0000),
-        ]);
+        let handle =
+            common_handle(&[Datum::Bytes(Bytes::from_static(b"ab")), Datum::Uint(0x19b2_ba00_0000_0000)]);
         assert_eq!(handle, Handle::Common(hex("016162000000000000f90419b2ba0000000000")));
-        assert_eq!(
-            record(105, &handle),
-            hex("7480000000000000695f72016162000000000000f90419b2ba0000000000")
-        );
+        assert_eq!(record(105, &handle), hex("7480000000000000695f72016162000000000000f90419b2ba0000000000"));
     }
 
     #[test]

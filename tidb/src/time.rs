@@ -149,7 +149,9 @@ impl Time {
         };
         let mut parts = date.split('-');
         let mut number = |max_len: usize| -> Option<u16> { digits(parts.next()?, max_len)?.try_into().ok() };
-        let (Some(year), Some(month), Some(day)) = (number(4), number(2), number(2)) else { return Err(error()) };
+        let (Some(year), Some(month), Some(day)) = (number(4), number(2), number(2)) else {
+            return Err(error());
+        };
         if parts.next().is_some() {
             return Err(error());
         }
@@ -318,8 +320,16 @@ mod tests {
 
     #[test]
     fn refuses() {
-        for text in ["", "2023", "2023-13-01", "2023-01-32", "2023-01-01 24:00:00", "2023-01-01 1:2", "x-1-1", "1-1-1-1"]
-        {
+        for text in [
+            "",
+            "2023",
+            "2023-13-01",
+            "2023-01-32",
+            "2023-01-01 24:00:00",
+            "2023-01-01 1:2",
+            "x-1-1",
+            "1-1-1-1",
+        ] {
             assert!(Time::parse(text, 6).is_err(), "{text}");
         }
         // Second 60; year 10000.

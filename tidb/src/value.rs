@@ -93,8 +93,12 @@ impl Value {
             (_, Datum::Null) => Self::Null,
             (_, Datum::Json(v)) if field.array || field.tp == tp::JSON => Self::Json(v),
             _ if field.array => return Err(wrong(field, "non-JSON")),
-            (tp::TINY | tp::SHORT | tp::INT24 | tp::LONG | tp::LONGLONG, Datum::Int(v)) if !unsigned => Self::Int(v),
-            (tp::TINY | tp::SHORT | tp::INT24 | tp::LONG | tp::LONGLONG, Datum::Uint(v)) if unsigned => Self::Uint(v),
+            (tp::TINY | tp::SHORT | tp::INT24 | tp::LONG | tp::LONGLONG, Datum::Int(v)) if !unsigned => {
+                Self::Int(v)
+            }
+            (tp::TINY | tp::SHORT | tp::INT24 | tp::LONG | tp::LONGLONG, Datum::Uint(v)) if unsigned => {
+                Self::Uint(v)
+            }
             // FLOAT is widened when written, so nothing is lost here.
             (tp::FLOAT, Datum::Float(v)) => Self::Float(v as f32),
             (tp::DOUBLE, Datum::Float(v)) => Self::Double(v),
@@ -118,7 +122,9 @@ impl Value {
             (tp::DATE | tp::NEW_DATE, Datum::Uint(v)) => Self::Date(Time::from_packed(v, 0)?),
             (tp::DATETIME, Datum::Uint(v)) => Self::Datetime(Time::from_packed(v, field.fsp())?),
             (tp::TIMESTAMP, Datum::Uint(v)) => Self::Timestamp(Time::from_packed(v, field.fsp())?),
-            (tp::DURATION, Datum::Int(v) | Datum::Duration(v)) => Self::Duration(Duration::new(v, field.fsp())),
+            (tp::DURATION, Datum::Int(v) | Datum::Duration(v)) => {
+                Self::Duration(Duration::new(v, field.fsp()))
+            }
             (tp::YEAR, Datum::Int(v)) => match u16::try_from(v) {
                 Ok(year @ (0 | 1901..=2155)) => Self::Year(year),
                 _ => return Err(ValueError::OutOfRange { column: field.sql_type(), value: v.to_string() }),
@@ -209,7 +215,9 @@ pub fn set_names(field: &FieldType, mask: u64) -> Option<Vec<&str>> {
     if known < 64 && mask >> known != 0 {
         return None;
     }
-    Some(field.elems.iter().enumerate().filter(|(i, _)| mask >> i & 1 == 1).map(|(_, e)| e.as_str()).collect())
+    Some(
+        field.elems.iter().enumerate().filter(|(i, _)| mask >> i & 1 == 1).map(|(_, e)| e.as_str()).collect(),
+    )
 }
 
 fn wrong(field: &FieldType, found: &'static str) -> ValueError {

@@ -31,7 +31,11 @@ pub fn uvarint(data: &[u8]) -> Result<(u64, usize), DecodeError> {
             return Ok((value, i + 1));
         }
     }
-    Err(if data.len() >= MAX_LEN { DecodeError::VarintOverflow } else { DecodeError::Truncated("an integer") })
+    Err(if data.len() >= MAX_LEN {
+        DecodeError::VarintOverflow
+    } else {
+        DecodeError::Truncated("an integer")
+    })
 }
 
 /// Reads a signed (zigzag) integer from the front of `data`; returns it and how many bytes it took.

@@ -245,7 +245,8 @@ mod tests {
 
     #[test]
     fn lossless() {
-        for (text, lossless) in [("1", true), ("1.5", true), ("1.0", false), ("1e30", true), ("{\"a\": [-0.0]}", false)]
+        for (text, lossless) in
+            [("1", true), ("1.5", true), ("1.0", false), ("1e30", true), ("{\"a\": [-0.0]}", false)]
         {
             assert_eq!(Json::parse(text).unwrap().text_is_lossless(), lossless, "{text}");
         }

@@ -109,7 +109,10 @@ mod tests {
                 "[18446744073709551615, 1, 0.1, 1000000000000000, 10000000000000000, 1e+21, 1e-7, 123456789.123]",
             ),
             (r#"{"z":1,"aa":2,"b":3,"":"empty key"}"#, r#"{"": "empty key", "aa": 2, "b": 3, "z": 1}"#),
-            ("\"a\\/<>&\\u0001\\u2028\\n\\t\\\"\\\\ \u{7f}\"", "\"a/<>&\\u0001\\u2028\\n\\t\\\"\\\\ \u{7f}\""),
+            (
+                "\"a\\/<>&\\u0001\\u2028\\n\\t\\\"\\\\ \u{7f}\"",
+                "\"a/<>&\\u0001\\u2028\\n\\t\\\"\\\\ \u{7f}\"",
+            ),
         ];
         for (text, expected) in cases {
             assert_eq!(Json::parse(text).unwrap().to_string(), expected);
@@ -123,7 +126,10 @@ mod tests {
         let time = Time::parse("2024-02-29 12:34:56.123456", 6).unwrap();
         let core = Bytes::copy_from_slice(&time.core_time().to_le_bytes());
         assert_eq!(Json::new(tp::DATE, core.clone()).unwrap().to_string(), "\"2024-02-29\"");
-        assert_eq!(Json::new(tp::DATETIME, core.clone()).unwrap().to_string(), "\"2024-02-29 12:34:56.123456\"");
+        assert_eq!(
+            Json::new(tp::DATETIME, core.clone()).unwrap().to_string(),
+            "\"2024-02-29 12:34:56.123456\""
+        );
         assert_eq!(Json::new(tp::TIMESTAMP, core).unwrap().to_string(), "\"2024-02-29 12:34:56.123456\"");
         let mut duration = 45_296_789_000_000i64.to_le_bytes().to_vec();
         duration.extend_from_slice(&3u32.to_le_bytes());

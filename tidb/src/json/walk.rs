@@ -139,7 +139,10 @@ impl<'a> Frame<'a> {
             return Err(DecodeError::Json("parts of a container overlap"));
         }
         self.keys_end = end;
-        self.value.get(offset..end).map(Event::Key).ok_or(DecodeError::Json("an offset outside its container"))
+        self.value
+            .get(offset..end)
+            .map(Event::Key)
+            .ok_or(DecodeError::Json("an offset outside its container"))
     }
 
     /// Type and bytes of the next member.
@@ -195,7 +198,9 @@ fn scalar(tp: u8, value: &[u8]) -> Result<Scalar<'_>, DecodeError> {
         tp::DATE => Scalar::Date(Time::from_core_time(u64_at(value, 0)?, 0)?),
         tp::DATETIME => Scalar::Datetime(Time::from_core_time(u64_at(value, 0)?, 6)?),
         tp::TIMESTAMP => Scalar::Timestamp(Time::from_core_time(u64_at(value, 0)?, 6)?),
-        tp::DURATION => Scalar::Duration(Duration::new(u64_at(value, 0)? as i64, u32_at(value, 8)?.min(6) as u8)),
+        tp::DURATION => {
+            Scalar::Duration(Duration::new(u64_at(value, 0)? as i64, u32_at(value, 8)?.min(6) as u8))
+        }
         other => return Err(DecodeError::JsonType(other)),
     })
 }

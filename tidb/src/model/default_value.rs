@@ -84,8 +84,12 @@ impl ColumnInfo {
             tp::TINY | tp::SHORT | tp::INT24 | tp::LONG | tp::LONGLONG => {
                 integer(text, field.has(flag::UNSIGNED)).ok_or(fault)?
             }
-            tp::FLOAT => Value::Float(text.trim().parse::<f32>().ok().filter(|v| v.is_finite()).ok_or(fault)?),
-            tp::DOUBLE => Value::Double(text.trim().parse::<f64>().ok().filter(|v| v.is_finite()).ok_or(fault)?),
+            tp::FLOAT => {
+                Value::Float(text.trim().parse::<f32>().ok().filter(|v| v.is_finite()).ok_or(fault)?)
+            }
+            tp::DOUBLE => {
+                Value::Double(text.trim().parse::<f64>().ok().filter(|v| v.is_finite()).ok_or(fault)?)
+            }
             tp::NEW_DECIMAL => {
                 let (precision, frac) = field.decimal_shape();
                 Value::Decimal(Decimal::parse(text, precision, frac).map_err(|_| fault)?)
@@ -171,7 +175,11 @@ fn zero_value(field: &FieldType) -> Value {
     }
     match field.tp {
         tp::TINY | tp::SHORT | tp::INT24 | tp::LONG | tp::LONGLONG => {
-            if field.has(flag::UNSIGNED) { Value::Uint(0) } else { Value::Int(0) }
+            if field.has(flag::UNSIGNED) {
+                Value::Uint(0)
+            } else {
+                Value::Int(0)
+            }
         }
         tp::FLOAT => Value::Float(0.0),
         tp::DOUBLE => Value::Double(0.0),
@@ -209,7 +217,14 @@ mod tests {
     use super::*;
     use crate::model::Name;
 
-    fn column(tp: u8, flags: u64, flen: i64, decimal: i64, charset: &str, default: Option<&str>) -> ColumnInfo {
+    fn column(
+        tp: u8,
+        flags: u64,
+        flen: i64,
+        decimal: i64,
+        charset: &str,
+        default: Option<&str>,
+    ) -> ColumnInfo {
         ColumnInfo {
             name: Name::new("c"),
             origin_default: default.map(Literal::from_text),
@@ -275,7 +290,8 @@ mod tests {
         let mut old = column(tp::TIMESTAMP, 0, 19, 0, "binary", Some("2020-01-01 00:00:00"));
         old.version = 0;
         assert_eq!(old.origin_default_value().unwrap_err().fault, DefaultFault::ServerTimeZone);
-        for (tp, text) in [(tp::LONG, "x"), (tp::DATE, "CURRENT_DATE"), (tp::ENUM, "zz"), (tp::YEAR, "12"), (tp::JSON, "{")]
+        for (tp, text) in
+            [(tp::LONG, "x"), (tp::DATE, "CURRENT_DATE"), (tp::ENUM, "zz"), (tp::YEAR, "12"), (tp::JSON, "{")]
         {
             let column = column(tp, 0, 10, 0, "binary", Some(text));
             assert_eq!(column.origin_default_value().unwrap_err().fault, DefaultFault::NotAValue, "{text}");

@@ -156,7 +156,9 @@ impl FieldType {
         // Writing to a String does not fail.
         let _ = match (self.tp, length, decimal) {
             (tp::TINY, Some(1), _) => write!(out, "(1)"),
-            (tp::TINY | tp::SHORT | tp::INT24 | tp::LONG | tp::LONGLONG, Some(n), _) if self.has(flag::ZEROFILL) => {
+            (tp::TINY | tp::SHORT | tp::INT24 | tp::LONG | tp::LONGLONG, Some(n), _)
+                if self.has(flag::ZEROFILL) =>
+            {
                 write!(out, "({n})")
             }
             (tp::FLOAT | tp::DOUBLE, Some(n), Some(d)) => write!(out, "({n},{d})"),

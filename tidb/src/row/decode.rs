@@ -95,7 +95,10 @@ impl<'a> Rows<'a> {
                 // sort key.
                 if part.length == -1 && image.get(column.id).is_none() {
                     self.current = Some(column);
-                    from_handle.push((column.id, Value::from_datum(datum, &column.field_type).map_err(RowFault::Value)?));
+                    from_handle.push((
+                        column.id,
+                        Value::from_datum(datum, &column.field_type).map_err(RowFault::Value)?,
+                    ));
                     self.current = None;
                 }
             }
@@ -110,7 +113,8 @@ impl<'a> Rows<'a> {
         if self.table.pk_is_handle {
             let column = self.table.handle_column().ok_or(RowFault::Definition("primary key column"))?;
             if image.get(column.id).is_none() {
-                let value = if column.is_unsigned() { Value::Uint(handle as u64) } else { Value::Int(handle) };
+                let value =
+                    if column.is_unsigned() { Value::Uint(handle as u64) } else { Value::Int(handle) };
                 Self::put_first(&mut image, vec![(column.id, value)]);
             }
         } else {

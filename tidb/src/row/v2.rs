@@ -48,7 +48,9 @@ pub struct Checksum {
 impl Row {
     /// Reads a row.
     pub fn decode(data: &Bytes) -> Result<Self, DecodeError> {
-        let &[version, flags, v0, v1, n0, n1, ..] = &data[..] else { return Err(DecodeError::Truncated("a row")) };
+        let &[version, flags, v0, v1, n0, n1, ..] = &data[..] else {
+            return Err(DecodeError::Truncated("a row"));
+        };
         if version != VERSION {
             return Err(DecodeError::Malformed("row: not in format 2"));
         }
@@ -227,7 +229,8 @@ fn whole<T>((value, len): (T, usize), data: &Bytes) -> Result<T, DecodeError> {
 }
 
 fn decode_value(data: &Bytes, field: &FieldType) -> Result<Value, ValueError> {
-    let double = || data[..].try_into().map(read_float).map_err(|_| DecodeError::Malformed("floating-point number"));
+    let double =
+        || data[..].try_into().map(read_float).map_err(|_| DecodeError::Malformed("floating-point number"));
     Ok(match field.tp {
         _ if field.array => Value::Json(whole(Json::decode(data, 0)?, data)?),
         tp::JSON => Value::Json(whole(Json::decode(data, 0)?, data)?),
@@ -286,9 +289,8 @@ mod tests {
         }
         assert_eq!(row.get(7, &fields[0]), Ok(None));
         row.checksum = Some(Checksum { header: 0, first: 1, second: None });
-        let with_checksum = hex(
-            "800204000100020304050603000a0012001300626f620a028000000c3278e0011ea522b019050001000000",
-        );
+        let with_checksum =
+            hex("800204000100020304050603000a0012001300626f620a028000000c3278e0011ea522b019050001000000");
         assert_eq!(row.encode(), with_checksum);
         assert_eq!(Row::decode(&with_checksum), Ok(row));
     }
