@@ -2,6 +2,7 @@
 //!
 //! Every step is short and never waits. The watermark is published inside the lock, so that it never goes back.
 
+use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use tidb::ts::{CommitTs, StartTs, Tso};
@@ -87,6 +88,11 @@ impl Progress {
     /// The open prewrites that hold the watermark most, at most `limit`.
     pub fn lowest(&self, limit: usize) -> Vec<(StartTs, Tso)> {
         self.step(|sorter| sorter.lowest().take(limit).collect())
+    }
+
+    /// Keeps what is about open prewrites.
+    pub(crate) fn retain_pending<T>(&self, entries: &mut HashMap<StartTs, T>) {
+        self.step(|sorter| entries.retain(|&start_ts, _| sorter.floor(start_ts).is_some()));
     }
 
     /// Whether a prewrite is open.

@@ -108,10 +108,10 @@ impl Link {
     }
 
     /// Runs one call against the leader; looks for the leader and tries again where that can help.
-    pub(super) async fn call<T: Answer>(
+    pub(super) async fn call<T: Answer, F: Future<Output = Result<T, Status>> + Send>(
         &self,
         name: &'static str,
-        call: impl AsyncFn(PdClient<Channel>, Option<RequestHeader>) -> Result<T, Status>,
+        call: impl Fn(PdClient<Channel>, Option<RequestHeader>) -> F + Send + Sync,
     ) -> Result<T, PdError> {
         let mut pauses = within_a_call();
         loop {

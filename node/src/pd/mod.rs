@@ -10,7 +10,7 @@ mod tso;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backon::{BackoffBuilder as _, ExponentialBuilder, Retryable as _};
+use backon::{BackoffBuilder as _, ExponentialBuilder};
 use bytes::Bytes;
 use etcd_client::Client;
 use schemas::metapb;
@@ -159,16 +159,24 @@ impl Pd {
     /// As [`Self::connect`], again and again with growing pauses until it succeeds, fails for good, or the end is asked for
     /// ([`PdError::Ended`]).
     pub async fn connect_until(urls: &[String], security: &Security, shutdown: &Shutdown) -> Result<Self, PdError> {
-        let patience = ExponentialBuilder::new()
+        let mut pauses = ExponentialBuilder::new()
             .with_min_delay(Duration::from_millis(200))
             .with_max_delay(Duration::from_secs(5))
             .with_jitter()
-            .without_max_times();
-        let connect = (|| Self::connect(urls, security))
-            .retry(patience)
-            .when(PdError::is_retryable)
-            .notify(|error, pause| warn!(%error, ?urls, seconds = pause.as_secs_f64(), "cannot reach PD, trying again"));
-        shutdown.unless(connect).await.unwrap_or(Err(PdError::Ended))
+            .without_max_times()
+            .build();
+        loop {
+            let error = match shutdown.unless(Self::connect(urls, security)).await {
+                None => return Err(PdError::Ended),
+                Some(Err(error)) if error.is_retryable() => error,
+                Some(done) => return done,
+            };
+            let pause = pauses.next().unwrap_or(Duration::from_secs(5));
+            warn!(%error, ?urls, seconds = pause.as_secs_f64(), "cannot reach PD, trying again");
+            if shutdown.unless(tokio::time::sleep(pause)).await.is_none() {
+                return Err(PdError::Ended);
+            }
+        }
     }
 
     /// The cluster's id; constant.
@@ -193,9 +201,9 @@ impl Pd {
         let hex = || key.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let found = self
             .link
-            .call("GetRegion", async |mut client, header| {
+            .call("GetRegion", |mut client, header| {
                 let request = GetRegionRequest { header, region_key: region_key.clone() };
-                Ok(client.get_region(request).await?.into_inner())
+                async move { Ok(client.get_region(request).await?.into_inner()) }
             })
             .await?;
         let (Some(region), Some(leader)) = (found.region, found.leader.filter(|leader| leader.store_id != 0)) else {
@@ -203,9 +211,9 @@ impl Pd {
         };
         let store = self
             .link
-            .call("GetStore", async |mut client, header| {
+            .call("GetStore", |mut client, header| {
                 let request = GetStoreRequest { header, store_id: leader.store_id };
-                Ok(client.get_store(request).await?.into_inner())
+                async move { Ok(client.get_store(request).await?.into_inner()) }
             })
             .await?
             .store
@@ -234,14 +242,14 @@ impl Pd {
     async fn service_safe_point(&self, service: &str, ttl: i64, safe_point: Tso) -> Result<Tso, PdError> {
         let answer = self
             .link
-            .call("UpdateServiceGCSafePoint", async |mut client, header| {
+            .call("UpdateServiceGCSafePoint", |mut client, header| {
                 let request = UpdateServiceGcSafePointRequest {
                     header,
                     service_id: Bytes::copy_from_slice(service.as_bytes()),
                     ttl,
                     safe_point: safe_point.get(),
                 };
-                Ok(client.update_service_gc_safe_point(request).await?.into_inner())
+                async move { Ok(client.update_service_gc_safe_point(request).await?.into_inner()) }
             })
             .await?;
         Ok(Tso::new(answer.min_safe_point))

@@ -35,8 +35,6 @@ pub(super) struct Save {
     pub runs: Vec<Arc<dyn DiskFile>>,
     /// The checkpoint's bytes.
     pub bytes: Vec<u8>,
-    /// The log position it describes.
-    pub position: u64,
 }
 
 /// Collected files to give back.
@@ -53,13 +51,10 @@ struct Desk {
     spares: VecDeque<Spare>,
     saves: VecDeque<Save>,
     discards: VecDeque<Discard>,
-    mark: Mark,
     /// Set when a spare could not be made for lack of space; cleared by the next tick or request.
     full: bool,
     /// Why the disk is not believed any more.
     failed: Option<Arc<str>>,
-    /// The position of the last checkpoint that is durable.
-    saved: u64,
     stop: bool,
 }
 
@@ -70,6 +65,7 @@ struct Shared {
     /// The sequence number after the last durable record; written by the log.
     durable: AtomicU64,
     ordinal: AtomicU64,
+    mark: Mutex<Mark>,
     desk: Mutex<Desk>,
     wake: Condvar,
 }
@@ -107,7 +103,8 @@ impl Keeper {
             mark_file,
             durable: AtomicU64::new(mark.sequence),
             ordinal: AtomicU64::new(newest_generation >> 32),
-            desk: Mutex::new(Desk { spares, mark, ..Desk::default() }),
+            mark: Mutex::new(mark),
+            desk: Mutex::new(Desk { spares, ..Desk::default() }),
             wake: Condvar::new(),
         });
         let thread = match pace {
@@ -149,8 +146,7 @@ impl Keeper {
         self.shared.desk().spares.iter().map(|spare| spare.size - DATA).sum()
     }
 
-    /// Prepares a segment now, for records of `data` bytes: reserved on disk, but not written over, so that this does
-    /// not wait for the disk.
+    /// Prepares a segment now, for records of `data` bytes: reserved on disk, but not written over, which is quick.
     pub(super) fn prepare(&self, data: u64) -> io::Result<Spare> {
         let size = (DATA + data).next_multiple_of(DATA).max(self.shared.options.segment_bytes);
         self.shared.create_spare(size, Fill::Reserved)
@@ -174,11 +170,6 @@ impl Keeper {
         });
         drop(desk);
         self.wake();
-    }
-
-    /// The position of the last durable checkpoint: only what lies before it may be collected.
-    pub(super) fn saved(&self) -> u64 {
-        self.shared.desk().saved
     }
 
     /// Hands over collected files.
@@ -277,7 +268,8 @@ impl Shared {
 
     fn tick(&self) {
         self.desk().full = false;
-        if self.desk().mark.sequence != self.durable.load(Ordering::Acquire) {
+        let marked = self.mark.lock().unwrap_or_else(PoisonError::into_inner).sequence;
+        if marked != self.durable.load(Ordering::Acquire) {
             let written = self.write_mark(|_| {});
             self.note("write the mark", written);
         }
@@ -291,11 +283,8 @@ impl Shared {
         }
         if let Some(save) = desk.saves.pop_front() {
             drop(desk);
-            let position = save.position;
-            match self.save(save) {
-                Ok(()) => self.desk().saved = position,
-                result => self.note("save a checkpoint", result),
-            }
+            let saved = self.save(save);
+            self.note("save a checkpoint", saved);
             return true;
         }
         if let Some(discard) = desk.discards.pop_front() {
@@ -342,9 +331,9 @@ impl Shared {
             write_at(file.as_ref(), &encode_header(generation, size), 0)?;
             if fill == Fill::Zeros {
                 write_zeros(file.as_ref(), DATA, size)?;
-                file.sync()?;
             }
-            Ok(())
+            // Synced in either case: a file that is named as part of the log has a whole first block, or is damaged.
+            file.sync()
         })();
         if let Err(error) = filled {
             // The space it took may be what the writer needs. If it cannot be removed, the next start will.
@@ -355,15 +344,12 @@ impl Shared {
     }
 
     fn write_mark(&self, change: impl FnOnce(&mut Mark)) -> io::Result<()> {
-        let mut desk = self.desk();
-        let mut mark = desk.mark;
-        mark.sequence = self.durable.load(Ordering::Acquire);
-        mark.closed_at = 0;
+        let mut current = self.mark.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut mark = Mark { sequence: self.durable.load(Ordering::Acquire), closed_at: 0, ..*current };
         change(&mut mark);
-        // Under the lock: two writers of a mark would use the same slot.
         mark.write(self.mark_file.as_ref())?;
         self.mark_file.sync()?;
-        desk.mark = mark;
+        *current = mark;
         Ok(())
     }
 

@@ -22,11 +22,10 @@ impl Appender {
         Self { shared, mark, last }
     }
 
-    /// Writes whose directory this is.
-    pub(super) fn describe(&self, cluster_id: u64, format: u64) -> Result<(), StoreError> {
+    /// Writes which format this is.
+    pub(super) fn describe(&self, format: u64) -> Result<(), StoreError> {
         let meta = self.shared.family(Family::Meta)?;
         let mut batch = WriteBatch::default();
-        batch.put_cf(meta, "cluster", key::u64_key(cluster_id));
         batch.put_cf(meta, "format", key::u64_key(format));
         self.shared.db.write_opt(batch, &synced()).map_err(StoreError::Write)
     }

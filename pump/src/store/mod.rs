@@ -12,7 +12,7 @@
 //! dropped         start_ts                  why it will never be emitted, its floor, its commit_ts if known
 //! gap             commit_ts, start_ts       text: transactions this pump can no longer deliver
 //! batch           batch number              nothing: one key per synced write since `base`
-//! meta            name                      a number: format, cluster, base, watermark, collected, cleared
+//! meta            name                      a number: format, base, watermark, collected, cleared
 //! ```
 //!
 //! Numbers are big-endian, so that key order is timestamp order.
@@ -82,14 +82,6 @@ pub enum StoreError {
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
-    },
-    /// The directory belongs to another cluster.
-    #[error("the data directory belongs to cluster {stored}, PD serves cluster {ours}")]
-    ForeignCluster {
-        /// As stored.
-        stored: u64,
-        /// As PD says.
-        ours: u64,
     },
     /// The directory was written by a version that this one does not know.
     #[error("the data directory has format {found}, this version knows format {FORMAT}")]
@@ -300,14 +292,13 @@ impl Shared {
     }
 }
 
-/// Opens or creates the store of `cluster_id` in `data_dir`, checks that nothing acknowledged is missing, and reads what
+/// Opens or creates the store in `data_dir`, checks that nothing acknowledged is missing, and reads what
 /// the sorter needs. Blocking.
 ///
 /// # Errors
-/// A hole, corruption, a foreign directory, or whatever the file system says. Nothing is repaired or dropped.
+/// A hole, corruption, an unknown format, or whatever the file system says. Nothing is repaired or dropped.
 pub fn open(
     data_dir: &Path,
-    cluster_id: u64,
     config: &StorageConfig,
 ) -> Result<(Appender, Reader, Collector, Recovered), StoreError> {
     let path = data_dir.join("store");
@@ -329,11 +320,6 @@ pub fn open(
     {
         return Err(StoreError::UnknownFormat { found });
     }
-    if let Some(stored) = shared.number("cluster")?
-        && stored != cluster_id
-    {
-        return Err(StoreError::ForeignCluster { stored, ours: cluster_id });
-    }
     let batches = shared.verify_batches(mark.promised())?;
     let recovered = Recovered {
         pending: shared.pending()?,
@@ -348,7 +334,7 @@ pub fn open(
     let shared = Arc::new(shared);
     let appender = Appender::new(shared.clone(), mark, batches);
     if format.is_none() {
-        appender.describe(cluster_id, FORMAT)?;
+        appender.describe(FORMAT)?;
     }
     Ok((appender, Reader::new(shared.clone()), Collector::new(shared), recovered))
 }

@@ -100,6 +100,18 @@ impl Reader {
         Ok(value.map_err(StoreError::Read)?.is_some())
     }
 
+    /// The greatest commit_ts stored, zero if none.
+    ///
+    /// # Errors
+    /// When reading fails.
+    pub fn last_commit(&self) -> Result<CommitTs, StoreError> {
+        let mut iterator = self.shared.db.raw_iterator_cf(self.shared.family(Family::Commit)?);
+        iterator.seek_to_last();
+        let last = iterator.key().map(key::parse_commit_key).transpose()?;
+        iterator.status().map_err(StoreError::Read)?;
+        Ok(last.map_or(CommitTs::default(), |(commit_ts, _)| commit_ts))
+    }
+
     /// Why a transaction was dropped, and its floor then.
     ///
     /// # Errors

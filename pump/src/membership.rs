@@ -1,0 +1,339 @@
+//! Being a member: registered for TiDB and drainers, joining without losing the first binlog, leaving in good order.
+//!
+//! ```text
+//! join:   entry `paused` + lease  ─▶  list drainers  ─▶  Notify each live one  ─▶  entry `online`
+//! pause:  entry `pausing`  ─▶  refuse prewrites, wait a little for commits under way  ─▶  entry `paused`, end
+//! close:  entry `closing`  ─▶  refuse prewrites, wait until all is settled and every drainer has it  ─▶  `offline`, end
+//! ```
+//!
+//! *Joining*: a drainer that answered a Notify has this pump in its list, so its merge cannot pass the first commit taken
+//! here. The pump registers first and lists second; a drainer starting meanwhile registers first and lists second too, so
+//! one of them sees the other. A drainer that is listed but dead (no lease, entry not rewritten) is not waited for. A pump
+//! that was a member before (any state but offline) is still in every drainer's list and goes online at once.
+//!
+//! *Publishing before refusing*: TiDB learns from the registry that it should use another pump before this one says no.
+//!
+//! One task does all of this in order, heartbeats included, so entries never go back.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use node::admin::Health;
+use node::dial;
+use node::registry::{NodeKind, NodeRecord, NodeState, Registry, UpdateClock};
+use node::shutdown::Shutdown;
+use node::tls::Security;
+use schemas::binlog::NotifyReq;
+use schemas::binlog::cistern_client::CisternClient;
+use tidb::ts::{CommitTs, Tso};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::clock::Clock;
+use crate::progress::Progress;
+use crate::state::{State, StateCell};
+use crate::store::Reader;
+
+/// Pause before drainers that did not answer are notified again.
+const NOTIFY_AGAIN: Duration = Duration::from_millis(500);
+
+/// One Notify; the drainer reads the list from etcd before it answers.
+const NOTIFY: Duration = Duration::from_secs(3);
+
+/// How long a pausing pump waits for the commits of prewrites that it has.
+const PAUSE_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How often a leaving pump looks whether it may go.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How often a closing pump says what it waits for.
+const SAY: Duration = Duration::from_secs(10);
+
+/// What an operator asks of a pump.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Stop, to come back.
+    Pause,
+    /// Leave for good.
+    Close,
+}
+
+/// This pump in the registry.
+pub struct Membership {
+    /// The registry.
+    pub registry: Registry,
+    /// This pump's name.
+    pub node_id: String,
+    /// Where others dial it.
+    pub host: String,
+    /// The pump's state.
+    pub state: Arc<StateCell>,
+    /// For the time by PD.
+    pub clock: Arc<Clock>,
+    /// For the watermark and what is open.
+    pub progress: Arc<Progress>,
+    /// For the last commit.
+    pub reader: Reader,
+    /// For dialling drainers.
+    pub security: Security,
+    /// Between heartbeats.
+    pub heartbeat: Duration,
+    /// The registry's idea of the present.
+    pub update_clock: UpdateClock,
+    /// Where to tell about trouble with the registry.
+    pub health: Health,
+}
+
+impl Membership {
+    /// Joins, stays, and leaves when `asked` (shutdown by signal counts as pause). Returns when the pump may end.
+    ///
+    /// # Errors
+    /// The registry refuses for good.
+    pub async fn run(
+        self,
+        mut actions: mpsc::Receiver<Action>,
+        asked: Shutdown,
+        going_down: Shutdown,
+    ) -> anyhow::Result<()> {
+        let joined = tokio::select! {
+            joined = self.join() => Some(joined?),
+            () = asked.cancelled() => None,
+            () = going_down.cancelled() => return Ok(()),
+        };
+        if joined.is_none() {
+            // Never was online: nothing to hand over.
+            return Ok(());
+        }
+        let action = tokio::select! {
+            action = self.stay(&mut actions) => action,
+            () = asked.cancelled() => Action::Pause,
+            // Something broke: as after a crash, the entry stays as it is.
+            () = going_down.cancelled() => return Ok(()),
+        };
+        let leave = async {
+            match action {
+                Action::Pause => self.pause().await,
+                Action::Close => self.close(&asked).await,
+            }
+        };
+        going_down.unless(leave).await;
+        Ok(())
+    }
+
+    async fn join(&self) -> anyhow::Result<()> {
+        let known = loop {
+            match self.registry.get(NodeKind::Pump, &self.node_id).await {
+                Ok(entry) => break entry.and_then(|entry| entry.record).map(|record| record.state),
+                Err(error) if error.is_retryable() => self.trouble(&error).await,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        let member = known.is_some_and(|state| state != NodeState::Offline);
+        if !member {
+            self.publish(State::Joining).await;
+            info!(node_id = self.node_id, "registered, telling the drainers");
+            self.notify_drainers().await?;
+        }
+        self.publish(State::Online).await;
+        self.state.set(State::Online);
+        info!(node_id = self.node_id, host = self.host, was = known.map(tracing::field::display), "online");
+        Ok(())
+    }
+
+    /// Returns once every live drainer lists this pump.
+    async fn notify_drainers(&self) -> anyhow::Result<()> {
+        let mut told = HashSet::new();
+        loop {
+            let drainers = match self.registry.list(NodeKind::Drainer).await {
+                Ok(drainers) => drainers,
+                Err(error) if error.is_retryable() => {
+                    self.trouble(&error).await;
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let now = self.clock.newest();
+            let mut waiting = Vec::new();
+            for drainer in drainers {
+                let listed = drainer.state() == Some(NodeState::Online);
+                if !listed || told.contains(drainer.id()) {
+                    continue;
+                }
+                if !drainer.is_alive(now) {
+                    warn!(drainer = drainer.id(), "a drainer is registered as online but dead, not waited for");
+                    continue;
+                }
+                match self.notify(drainer.host()).await {
+                    Ok(()) => {
+                        info!(drainer = drainer.id(), "drainer lists this pump");
+                        told.insert(drainer.id().to_owned());
+                    }
+                    Err(reason) => waiting.push(format!("{}: {reason}", drainer.id())),
+                }
+            }
+            if waiting.is_empty() {
+                self.health.set("join", Ok(()));
+                return Ok(());
+            }
+            let reason = waiting.join("; ");
+            warn!(reason, "waiting for drainers to list this pump");
+            self.health.set("join", Err(format!("waiting for drainers: {reason}")));
+            tokio::time::sleep(NOTIFY_AGAIN).await;
+        }
+    }
+
+    async fn notify(&self, host: &str) -> Result<(), String> {
+        let channel = dial::channel(&[host], &self.security).map_err(|error| error.to_string())?;
+        let mut client = CisternClient::new(channel);
+        match tokio::time::timeout(NOTIFY, client.notify(NotifyReq {})).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(status)) => Err(format!("{}: {}", status.code(), status.message())),
+            Err(_) => Err(format!("no answer within {NOTIFY:?}")),
+        }
+    }
+
+    /// Heartbeats until an action is asked for.
+    async fn stay(&self, actions: &mut mpsc::Receiver<Action>) -> Action {
+        loop {
+            tokio::select! {
+                action = actions.recv() => return action.unwrap_or(Action::Pause),
+                () = tokio::time::sleep(self.heartbeat) => self.heartbeat().await,
+            }
+        }
+    }
+
+    async fn heartbeat(&self) {
+        let record = self.record(self.state.get().registered(), CommitTs(self.progress.watermark()));
+        match self.registry.put(NodeKind::Pump, &record).await {
+            Ok(()) => self.health.set("registry", Ok(())),
+            Err(error) => {
+                warn!(%error, "heartbeat failed");
+                self.health.set("registry", Err(error.to_string()));
+            }
+        }
+    }
+
+    async fn pause(&self) {
+        info!("pausing");
+        self.publish_once(State::Pausing).await;
+        self.state.set(State::Pausing);
+        let deadline = Instant::now() + PAUSE_PATIENCE;
+        while self.progress.snapshot().pending > 0 && Instant::now() < deadline {
+            tokio::time::sleep(LOOK).await;
+        }
+        let pending = self.progress.snapshot().pending;
+        if pending > 0 {
+            info!(pending, "some transactions are still open; TiKV will be asked about them at the next start");
+        }
+        self.state.set(State::Paused);
+        self.publish_once(State::Paused).await;
+        info!("paused");
+    }
+
+    /// Returns once offline, or early if told to end: then the entry stays `closing`, and the next start goes online.
+    async fn close(&self, asked: &Shutdown) {
+        info!("closing");
+        self.publish_once(State::Closing).await;
+        self.state.set(State::Closing);
+        let leave = async {
+            let mut said = Instant::now() - SAY;
+            let mut beat = Instant::now();
+            loop {
+                match self.unfinished().await {
+                    None => break,
+                    Some(reason) if said.elapsed() >= SAY => {
+                        info!(reason, "closing waits");
+                        self.health.set("close", Err(format!("waits for {reason}")));
+                        said = Instant::now();
+                    }
+                    Some(_) => {}
+                }
+                if beat.elapsed() >= self.heartbeat {
+                    self.heartbeat().await;
+                    beat = Instant::now();
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        if asked.unless(leave).await.is_none() {
+            warn!("asked to end before everything was drained; the pump stays a member");
+            return;
+        }
+        self.state.set(State::Offline);
+        self.publish(State::Offline).await;
+        info!("offline");
+    }
+
+    /// What keeps the pump from leaving.
+    async fn unfinished(&self) -> Option<String> {
+        let snapshot = self.progress.snapshot();
+        if snapshot.pending > 0 {
+            return Some(format!("{} open transactions", snapshot.pending));
+        }
+        let last = self.last_commit().await;
+        if snapshot.watermark < last.0 {
+            return Some(format!("the watermark to reach the last commit {last}"));
+        }
+        let drainers = match self.registry.list(NodeKind::Drainer).await {
+            Ok(drainers) => drainers,
+            Err(error) => return Some(format!("the registry: {error}")),
+        };
+        let behind: Vec<_> = drainers
+            .iter()
+            .filter_map(|drainer| drainer.record.as_ref())
+            .filter(|record| record.state != NodeState::Offline && record.max_commit_ts < last)
+            .map(|record| format!("drainer {} at {} (the last commit is {last})", record.node_id, record.max_commit_ts))
+            .collect();
+        (!behind.is_empty()).then(|| behind.join(", "))
+    }
+
+    async fn last_commit(&self) -> CommitTs {
+        let reader = self.reader.clone();
+        match tokio::task::spawn_blocking(move || reader.last_commit()).await {
+            Ok(Ok(last)) => last,
+            // Unreadable: claim nothing that would let the pump go.
+            Ok(Err(_)) | Err(_) => CommitTs(Tso::MAX),
+        }
+    }
+
+    /// Writes the entry, however long it takes.
+    async fn publish(&self, state: State) {
+        loop {
+            let record = self.record_of(state).await;
+            match self.registry.put(NodeKind::Pump, &record).await {
+                Ok(()) => return self.health.set("registry", Ok(())),
+                Err(error) => self.trouble(&error).await,
+            }
+        }
+    }
+
+    /// Writes the entry once: on the way out nobody waits for etcd.
+    async fn publish_once(&self, state: State) {
+        let record = self.record_of(state).await;
+        if let Err(error) = self.registry.put(NodeKind::Pump, &record).await {
+            warn!(%error, state = state.name(), "cannot publish the state");
+        }
+    }
+
+    async fn record_of(&self, state: State) -> NodeRecord {
+        // Of a pump that left, drainers ask what it has had, not how far it was complete.
+        let max_commit_ts =
+            if state == State::Offline { self.last_commit().await } else { CommitTs(self.progress.watermark()) };
+        self.record(state.registered(), max_commit_ts)
+    }
+
+    fn record(&self, state: NodeState, max_commit_ts: CommitTs) -> NodeRecord {
+        let mut record = NodeRecord::new(&self.node_id, &self.host, state);
+        record.max_commit_ts = max_commit_ts;
+        record.update_ts = self.update_clock.now();
+        record
+    }
+
+    async fn trouble(&self, error: &node::registry::RegistryError) {
+        warn!(%error, "the registry cannot be used, trying again");
+        self.health.set("registry", Err(error.to_string()));
+        tokio::time::sleep(NOTIFY_AGAIN).await;
+    }
+}

@@ -1,0 +1,261 @@
+//! Wires the parts and runs them until the end.
+//!
+//! Start: data directory, PD, store (with everything it has to verify), one tick; then the port, then membership. End: on a
+//! wish to end membership publishes it first, then everything is cancelled together; the writer goes last, when nobody is
+//! left to write.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use node::admin::{Admin, Health};
+use node::data_dir::DataDir;
+use node::pd::Pd;
+use node::registry::{NodeKind, Registry, Side, UpdateClock};
+use node::serve::{ALPN, Listener, ServeLimits};
+use node::shutdown::{Shutdown, Tasks};
+use node::telemetry::Telemetry;
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tracing::{info, warn};
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::disk::Disk;
+use crate::housekeeping::Housekeeping;
+use crate::membership::Membership;
+use crate::progress::Progress;
+use crate::readers::Readers;
+use crate::resolver::{Forgotten, Hints, Resolver, Tikv};
+use crate::service::{DrainService, Http, Intake, PullService, router};
+use crate::sorter::Sorter;
+use crate::state::StateCell;
+use crate::status::StatusPage;
+use crate::store;
+use crate::writer::Writer;
+use crate::metrics;
+
+/// How long everything may take to end once it was asked to.
+const DRAIN: Duration = Duration::from_secs(15);
+
+/// Streams give way at once; calls under way get this long.
+const DRAIN_CALLS: Duration = Duration::from_secs(5);
+
+/// The longest pause between fakes on an original stream while the watermark moves.
+const FAKES: Duration = Duration::from_millis(100);
+
+/// Where a pump that runs in this process can be reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Started {
+    /// Its name in the registry.
+    pub node_id: String,
+    /// The port that TiDB and drainers use.
+    pub addr: std::net::SocketAddr,
+    /// The admin listener.
+    pub admin_addr: std::net::SocketAddr,
+}
+
+/// Runs a pump until `shutdown`, an operator's pause or close, or an error.
+///
+/// # Errors
+/// It could not start, or something broke that a running pump must not survive: a failed write, PD going back.
+pub async fn run(config: Config, telemetry: Telemetry, shutdown: Shutdown) -> anyhow::Result<()> {
+    run_with(config, telemetry, shutdown, oneshot::channel().0).await
+}
+
+/// As [`run`]; says where it listens once it does.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_with(
+    config: Config,
+    telemetry: Telemetry,
+    shutdown: Shutdown,
+    started: oneshot::Sender<Started>,
+) -> anyhow::Result<()> {
+    metrics::describe();
+    for key in config.ignored() {
+        warn!(key, "configuration without effect");
+    }
+    // Ends everything but membership, which has its say first.
+    let going_down = Shutdown::new();
+    let mut tasks = Tasks::new(&going_down);
+    let health = Health::new();
+    health.set("store", Err("opening".into()));
+
+    let status = StatusPage::default();
+    let page = status.clone();
+    let admin = Admin::new(telemetry.clone(), health.clone()).status(move || page.render());
+    let admin = admin.bind(&config.admin).await?;
+    let admin_addr = admin.local_addr();
+    tasks.spawn("admin", admin.run(going_down.clone()));
+
+    let began = shutdown.unless(start(&config, telemetry, &health, status, &shutdown, &mut tasks)).await;
+    match began {
+        // Asked to end while starting, or unable to: end what runs already.
+        None => going_down.cancel(),
+        Some(Err(error)) => {
+            going_down.cancel();
+            let _ = tasks.join(DRAIN).await;
+            return Err(error);
+        }
+        Some(Ok((node_id, addr))) => {
+            info!(node_id, %addr, %admin_addr, "pump listens");
+            // Nobody may be interested.
+            let _ = started.send(Started { node_id, addr, admin_addr });
+        }
+    }
+    // The first task to end ends all: membership after it has left, or whatever broke.
+    going_down.cancelled().await;
+    tasks.join(DRAIN).await
+}
+
+async fn start(
+    config: &Config,
+    telemetry: Telemetry,
+    health: &Health,
+    status: StatusPage,
+    shutdown: &Shutdown,
+    tasks: &mut Tasks,
+) -> anyhow::Result<(String, std::net::SocketAddr)> {
+    let going_down = tasks.shutdown();
+    let data_dir = Arc::new(DataDir::open(&config.data_dir)?);
+    let tls = config.security.server_config(&ALPN).context("security")?;
+    let pd = Pd::connect_until(&config.pd_urls(), &config.security, shutdown).await?;
+    let cluster_id = pd.cluster_id();
+    data_dir.claim_cluster(cluster_id)?;
+
+    let listener = Listener::tcp(&config.listen_addr()).await.context("addr")?;
+    let addr = listener.local_addr().ok_or_else(|| anyhow!("the listener has no address"))?;
+    let flag = (!config.node_id.is_empty()).then_some(config.node_id.as_str());
+    let node_id = data_dir.node_id(flag, addr.port())?;
+    let host = config.registered_addr(addr);
+
+    let (path, storage) = (data_dir.path().to_owned(), config.storage.clone());
+    let opened = tokio::task::spawn_blocking(move || store::open(&path, &storage)).await?;
+    let (appender, reader, collector, recovered) = opened?;
+    info!(cluster_id, writes = recovered.batches, open = recovered.pending.len(), "store opened");
+    health.set("store", Ok(()));
+
+    let pending = recovered.pending.iter().map(|open| (open.start_ts, open.floor));
+    let progress = Arc::new(Progress::new(Sorter::recover(pending, recovered.watermark)));
+    let clock = Arc::new(Clock::new(pd.clone(), progress.clone()));
+    let now = clock.start().await?;
+
+    let group_bytes = usize::try_from(config.storage.group_commit_size.as_u64())?;
+    let slow = Duration::try_from_secs_f64(config.storage.slow_write_threshold)?;
+    let (writer, handle) = Writer::new(appender, reader.clone(), progress.clone(), &recovered, group_bytes, slow);
+    // Holds the directory's lock until the last write is made.
+    let lock = data_dir.clone();
+    tasks.spawn_blocking("writer", move || {
+        let result = writer.run();
+        drop(lock);
+        result.context("the store failed; whatever was not acknowledged may be lost, nothing else")
+    });
+
+    let hints = Arc::new(Hints::default());
+    let forgotten = Arc::new(Forgotten::default());
+    let tikv = Tikv::new(pd.clone(), config.security.clone());
+    let resolver = Resolver::new(
+        tikv,
+        clock.clone(),
+        progress.clone(),
+        reader.clone(),
+        handle.clone(),
+        hints.clone(),
+        forgotten.clone(),
+        &recovered,
+    );
+    tasks.spawn("resolver", resolver.run(going_down.clone()));
+    let interval = config.tick_interval.get();
+    tasks.spawn("ticks", clock.clone().run(interval, handle.clone(), health.clone(), going_down.clone()));
+    let disk = Arc::new(Disk::examine(data_dir.path(), config.storage.stop_write_at_available_space)?);
+    tasks.spawn("disk", disk.clone().watch(health.clone(), going_down.clone()));
+
+    let state = Arc::new(StateCell::default());
+    let registry = Registry::new(pd.etcd());
+    let readers = Arc::new(Readers::default());
+    let budget_total = u32::try_from(config.receive_budget.as_u64())?;
+    let budget = Arc::new(Semaphore::new(budget_total as usize));
+    let retention = Arc::new(Notify::new());
+    let pull_budget = usize::try_from(config.pull_budget.as_u64())?;
+    let intake = Arc::new(Intake {
+        cluster_id,
+        max_message: config.max_message_size.as_u64(),
+        budget: budget.clone(),
+        budget_total,
+        state: state.clone(),
+        disk: disk.clone(),
+        clock: clock.clone(),
+        writer: handle.clone(),
+        hints,
+    });
+    let pull = PullService {
+        intake: intake.clone(),
+        reader: reader.clone(),
+        progress: progress.clone(),
+        budget: pull_budget,
+        fake_interval: FAKES.min(config.gen_binlog_interval.get()),
+        shutdown: going_down.clone(),
+    };
+    let drain = DrainService {
+        cluster_id,
+        reader: reader.clone(),
+        progress: progress.clone(),
+        clock: clock.clone(),
+        readers: readers.clone(),
+        budget: pull_budget,
+        shutdown: going_down.clone(),
+    };
+    let (actions, asked) = mpsc::channel(1);
+    let http = Http {
+        node_id: node_id.clone(),
+        state: state.clone(),
+        registry: registry.clone(),
+        clock: clock.clone(),
+        actions,
+        telemetry,
+        retention: retention.clone(),
+    };
+    let mut listeners = vec![listener];
+    if !config.socket.is_empty() {
+        let path = config.socket.strip_prefix("unix://").unwrap_or(&config.socket);
+        listeners.push(Listener::unix(path.as_ref()).await.context("socket")?);
+    }
+    let limits = ServeLimits { drain: DRAIN_CALLS, ..ServeLimits::default() };
+    let routes = router(intake, pull, drain, http);
+    tasks.spawn("port", node::serve::serve(listeners, routes, tls, limits, going_down.clone()));
+
+    status.fill(node_id.clone(), cluster_id, state.clone(), progress.clone(), disk, readers, reader.clone());
+    let housekeeping = Housekeeping {
+        node_id: node_id.clone(),
+        pd: pd.clone(),
+        registry: registry.clone(),
+        progress: progress.clone(),
+        reader: reader.clone(),
+        collector,
+        writer: handle,
+        forgotten,
+        keep: config.gc.get(),
+        trigger: retention,
+        budget: (budget, budget_total),
+    };
+    tasks.spawn("housekeeping", housekeeping.run(going_down.clone()));
+
+    let presence = registry.announce(NodeKind::Pump, Side::new(&node_id, &host)).await?;
+    tasks.spawn("presence", presence.run(going_down.clone()));
+    let membership = Membership {
+        registry,
+        node_id: node_id.clone(),
+        host,
+        state,
+        clock,
+        progress,
+        reader,
+        security: config.security.clone(),
+        heartbeat: config.heartbeat_interval.get(),
+        update_clock: UpdateClock::new(now),
+        health: health.clone(),
+    };
+    tasks.spawn("membership", membership.run(asked, shutdown.clone(), going_down));
+    Ok((node_id, addr))
+}

@@ -1,0 +1,266 @@
+//! The original `PullBinlogs`, as the original drainer expects it: one transaction a message, prewrite and commit joined,
+//! strictly increasing commit_ts, and fakes that tell how far the stream is complete.
+//!
+//! Fakes are made here from the watermark and never stored. The one difference to the original: a position whose
+//! transactions were collected is refused, not skipped over. (Position 0 means "from the oldest", as ever.)
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::Stream;
+use node::shutdown::Shutdown;
+use prost::Message as _;
+use schemas::binlog::pump_server::Pump;
+use schemas::binlog::{
+    Binlog, BinlogType, Entity, Meta, PullBinlogReq, PullBinlogResp, WriteBinlogReq, WriteBinlogResp,
+};
+use tidb::ts::Tso;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic::{Request, Response, Status};
+use tracing::{error, info};
+
+use super::write::Intake;
+use crate::metrics;
+use crate::progress::Progress;
+use crate::store::{Reader, Stored};
+
+const PROTOCOL: &str = "original";
+
+/// Serves the original's `Pump` service.
+#[derive(Clone)]
+pub struct PullService {
+    /// For `WriteBinlog`, where this service is called directly.
+    pub intake: Arc<Intake>,
+    /// The store.
+    pub reader: Reader,
+    /// The watermark.
+    pub progress: Arc<Progress>,
+    /// Bytes read ahead for one stream.
+    pub budget: usize,
+    /// At least this long between two fakes.
+    pub fake_interval: Duration,
+    /// Ends the streams.
+    pub shutdown: Shutdown,
+}
+
+#[tonic::async_trait]
+impl Pump for PullService {
+    /// The port routes `WriteBinlog` around this service (see `framing`); the meaning is the same.
+    async fn write_binlog(&self, request: Request<WriteBinlogReq>) -> Result<Response<WriteBinlogResp>, Status> {
+        let WriteBinlogReq { cluster_id, payload } = request.into_inner();
+        self.intake.check_size(payload.len() as u64)?;
+        let permit = self.intake.reserve(payload.len() as u64).await?;
+        self.intake.write(cluster_id, payload, Some(permit)).await?;
+        Ok(Response::new(WriteBinlogResp::default()))
+    }
+
+    type PullBinlogsStream = Pin<Box<dyn Stream<Item = Result<PullBinlogResp, Status>> + Send>>;
+
+    async fn pull_binlogs(
+        &self,
+        request: Request<PullBinlogReq>,
+    ) -> Result<Response<Self::PullBinlogsStream>, Status> {
+        let gzip = request.metadata().get("grpc-encoding").is_some_and(|encoding| encoding.as_bytes() == b"gzip");
+        let peer = request.extensions().get::<node::serve::Peer>().and_then(|peer| peer.address);
+        let request = request.into_inner();
+        let ours = self.intake.cluster_id;
+        if request.cluster_id != ours {
+            return Err(Status::unknown(format!("cluster ID are mismatch, {} vs {ours}", request.cluster_id)));
+        }
+        let mut after = Tso::from_i64(request.start_from.map_or(0, |pos| pos.offset));
+        let collected = self.reader.collected();
+        if after.is_zero() {
+            after = collected;
+        } else if after < collected {
+            let text = format!("position {after} was collected, the oldest is {collected}: transactions may be missing");
+            return Err(Status::out_of_range(text));
+        }
+        info!(?peer, %after, "drainer pulls by the original protocol");
+        let feed = Feed::new(self.clone(), after);
+        let stream = futures::stream::unfold(Some(feed), |feed| async {
+            let mut feed = feed?;
+            match feed.next().await {
+                Ok(Some(message)) => Some((Ok(message), Some(feed))),
+                Ok(None) => None,
+                Err(status) => Some((Err(status), None)),
+            }
+        });
+        let mut response = Response::new(Box::pin(stream) as Self::PullBinlogsStream);
+        if !gzip {
+            // As the original: answer compressed only to who asks compressed.
+            response.disable_compression();
+        }
+        Ok(response)
+    }
+}
+
+/// One stream's position.
+struct Feed {
+    service: PullService,
+    watermark: watch::Receiver<Tso>,
+    ready: VecDeque<PullBinlogResp>,
+    /// Everything up to here is read.
+    read: Tso,
+    /// The last commit_ts sent or ready to be, fakes included.
+    sent: Tso,
+    fake_due: Instant,
+}
+
+impl Feed {
+    fn new(service: PullService, after: Tso) -> Self {
+        metrics::puller(PROTOCOL, true);
+        let watermark = service.progress.subscribe();
+        Self { service, watermark, ready: VecDeque::new(), read: after, sent: after, fake_due: Instant::now() }
+    }
+
+    async fn next(&mut self) -> Result<Option<PullBinlogResp>, Status> {
+        loop {
+            if let Some(message) = self.ready.pop_front() {
+                return Ok(Some(message));
+            }
+            // Whatever comes later is above what was read up to, and so above the fake.
+            let fake = self.sent < self.read;
+            if fake && Instant::now() >= self.fake_due {
+                self.sent = self.read;
+                self.fake_due = Instant::now() + self.service.fake_interval;
+                return Ok(Some(fake_binlog(self.read)));
+            }
+            let watermark = *self.watermark.borrow_and_update();
+            if self.read < watermark {
+                self.read_on(watermark).await?;
+                continue;
+            }
+            tokio::select! {
+                changed = self.watermark.changed() => if changed.is_err() { return Ok(None) },
+                () = tokio::time::sleep_until(self.fake_due), if fake => {}
+                () = self.service.shutdown.cancelled() => return Ok(None),
+            }
+        }
+    }
+
+    async fn read_on(&mut self, watermark: Tso) -> Result<(), Status> {
+        let (reader, after, budget) = (self.service.reader.clone(), self.read, self.service.budget);
+        let scan = tokio::task::spawn_blocking(move || {
+            let scan = reader.scan(after, watermark, budget)?;
+            Ok::<_, crate::store::StoreError>((scan, reader.collected()))
+        });
+        let (scan, collected) = scan.await.map_err(|_| Status::aborted("reading was cut off"))?.map_err(|error| {
+            metrics::read_failed();
+            error!(%error, %after, "a pull stream ends: the store cannot be read");
+            Status::data_loss(error.to_string())
+        })?;
+        if collected > after && !after.is_zero() {
+            let text = format!("position {after} was collected while it was read, the oldest is {collected}");
+            return Err(Status::out_of_range(text));
+        }
+        let mut bytes = 0;
+        let count = scan.transactions.len();
+        for stored in &scan.transactions {
+            bytes += stored.prewrite.len();
+            self.sent = stored.commit_ts.0;
+            self.ready.push_back(joined(stored).map_err(|error| {
+                metrics::read_failed();
+                error!(%error, start_ts = %stored.start_ts, "a pull stream ends: a stored binlog does not decode");
+                Status::data_loss(format!("stored binlog {} does not decode: {error}", stored.start_ts))
+            })?);
+        }
+        metrics::pulled(PROTOCOL, count, bytes);
+        self.read = scan.reached;
+        Ok(())
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        metrics::puller(PROTOCOL, false);
+    }
+}
+
+/// The commit binlog with what the prewrite carried, as the original joins them.
+fn joined(stored: &Stored) -> Result<PullBinlogResp, prost::DecodeError> {
+    let prewrite = Binlog::decode(stored.prewrite.clone())?;
+    let commit = Binlog::decode(stored.commit.clone())?;
+    let (start_ts, commit_ts) = (stored.start_ts.0.to_i64(), stored.commit_ts.0.to_i64());
+    let binlog = Binlog {
+        tp: Some(BinlogType::Commit.into()),
+        start_ts: Some(start_ts),
+        commit_ts: Some(commit_ts),
+        prewrite_key: commit.prewrite_key,
+        prewrite_value: prewrite.prewrite_value,
+        ddl_query: prewrite.ddl_query,
+        ddl_job_id: Some(prewrite.ddl_job_id.unwrap_or(0)),
+        ddl_schema_state: Some(prewrite.ddl_schema_state.unwrap_or(0)),
+    };
+    Ok(message(&binlog, start_ts, commit_ts))
+}
+
+/// "Everything up to here was sent": a rollback whose two timestamps are equal.
+fn fake_binlog(watermark: Tso) -> PullBinlogResp {
+    let ts = watermark.to_i64();
+    let binlog = Binlog {
+        tp: Some(BinlogType::Rollback.into()),
+        start_ts: Some(ts),
+        commit_ts: Some(ts),
+        ddl_job_id: Some(0),
+        ddl_schema_state: Some(0),
+        ..Binlog::default()
+    };
+    message(&binlog, ts, ts)
+}
+
+fn message(binlog: &Binlog, start_ts: i64, commit_ts: i64) -> PullBinlogResp {
+    let payload = Bytes::from(binlog.encode_to_vec());
+    let meta = Some(Meta { start_ts, commit_ts });
+    PullBinlogResp { entity: Some(Entity { payload, meta, ..Entity::default() }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidb::ts::{CommitTs, StartTs};
+
+    use super::*;
+
+    fn payload(response: PullBinlogResp) -> Bytes {
+        response.entity.unwrap().payload
+    }
+
+    #[test]
+    fn a_fake_has_the_originals_bytes() {
+        // tp 2, both timestamps 300, job id and state written although zero.
+        let expected = [0x08, 0x02, 0x10, 0xac, 0x02, 0x18, 0xac, 0x02, 0x38, 0x00, 0x40, 0x00];
+        assert_eq!(payload(fake_binlog(Tso::new(300)))[..], expected);
+    }
+
+    #[test]
+    fn a_commit_carries_what_its_prewrite_had() {
+        let prewrite = Binlog {
+            tp: Some(0),
+            start_ts: Some(5),
+            commit_ts: Some(0),
+            prewrite_key: Some(Bytes::from_static(b"k")),
+            prewrite_value: Some(Bytes::from_static(b"rows")),
+            ddl_query: Some(Bytes::from_static(b"drop")),
+            ddl_job_id: Some(9),
+            ddl_schema_state: Some(1),
+        };
+        let commit = Binlog { tp: Some(1), commit_ts: Some(7), prewrite_value: None, ..prewrite.clone() };
+        let mut stored = Stored {
+            start_ts: StartTs::new(5),
+            commit_ts: CommitTs::new(7),
+            prewrite: prewrite.encode_to_vec().into(),
+            commit: commit.encode_to_vec().into(),
+        };
+        let entity = joined(&stored).unwrap().entity.unwrap();
+        assert_eq!(entity.meta, Some(Meta { start_ts: 5, commit_ts: 7 }));
+        let sent = Binlog::decode(entity.payload).unwrap();
+        assert_eq!(sent, Binlog { prewrite_value: prewrite.prewrite_value.clone(), ..commit });
+        // Learned from TiKV: no commit binlog, so no key, as in the original.
+        stored.commit = Bytes::new();
+        let sent = Binlog::decode(payload(joined(&stored).unwrap())).unwrap();
+        assert_eq!(sent, Binlog { tp: Some(1), commit_ts: Some(7), prewrite_key: None, ..prewrite });
+    }
+}

@@ -1,0 +1,182 @@
+//! What the pump's port answers: gRPC, and the original's few HTTP routes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::extract::{Path, Request, State as Shared};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post, put};
+use axum::{Json, Router};
+use bytes::Bytes;
+use node::registry::{Entry, NodeKind, NodeRecord, Registry};
+use node::telemetry::Telemetry;
+use prost::Message as _;
+use schemas::binlog::pump_server::PumpServer;
+use schemas::binlog::{WriteBinlogReq, WriteBinlogResp};
+use schemas::sluice::pump::v1::drain_server::DrainServer;
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::sync::{Notify, mpsc};
+use tonic::Status;
+use tonic::codec::CompressionEncoding;
+
+use super::framing::{self, Received};
+use super::{DrainService, Intake, PullService};
+use crate::clock::Clock;
+use crate::membership::Action;
+use crate::state::{State, StateCell};
+
+/// Requests to pull are tiny; nothing larger is even reserved.
+const PULL_REQUEST: usize = 64 << 10;
+
+/// What the HTTP routes need.
+#[derive(Clone)]
+pub struct Http {
+    /// This pump's name.
+    pub node_id: String,
+    /// The pump's state.
+    pub state: Arc<StateCell>,
+    /// Who is there.
+    pub registry: Registry,
+    /// For `CommitTS`.
+    pub clock: Arc<Clock>,
+    /// To whoever carries actions out.
+    pub actions: mpsc::Sender<Action>,
+    /// For `/metrics`.
+    pub telemetry: Telemetry,
+    /// Starts a run of retention.
+    pub retention: Arc<Notify>,
+}
+
+/// Everything on the pump's port.
+pub fn router(intake: Arc<Intake>, pull: PullService, drain: DrainService, http: Http) -> Router {
+    let pull = PumpServer::new(pull)
+        .accept_compressed(CompressionEncoding::Gzip)
+        .send_compressed(CompressionEncoding::Gzip)
+        .max_decoding_message_size(PULL_REQUEST)
+        .max_encoding_message_size(usize::MAX);
+    let drain = DrainServer::new(drain)
+        .accept_compressed(CompressionEncoding::Gzip)
+        .max_decoding_message_size(PULL_REQUEST)
+        .max_encoding_message_size(usize::MAX);
+    Router::new()
+        .route("/binlog.Pump/WriteBinlog", post(write_binlog).with_state(intake))
+        .route_service("/binlog.Pump/PullBinlogs", pull)
+        .route_service("/sluice.pump.v1.Drain/Pull", drain)
+        .route("/status", get(status))
+        .route("/drainers", get(drainers))
+        .route("/state/{node}/{action}", put(change_state))
+        .route("/debug/gc/trigger", post(trigger_gc))
+        .route("/metrics", get(metrics))
+        .fallback(unknown)
+        .with_state(http)
+}
+
+async fn write_binlog(Shared(intake): Shared<Arc<Intake>>, request: Request) -> Response {
+    match take(&intake, request).await {
+        Ok(()) => framing::reply(&WriteBinlogResp::default()),
+        Err(status) => status.into_http(),
+    }
+}
+
+async fn take(intake: &Intake, request: Request) -> Result<(), Status> {
+    let Received { message, permit } = framing::receive(intake, request).await?;
+    let length = message.len();
+    let WriteBinlogReq { cluster_id, payload } = WriteBinlogReq::decode(message)
+        .map_err(|error| Status::internal(format!("WriteBinlogReq of {length} bytes does not decode: {error}")))?;
+    intake.write(cluster_id, payload, Some(permit)).await
+}
+
+async fn unknown(request: Request) -> Response {
+    let grpc = request.headers().get(header::CONTENT_TYPE).is_some_and(|value| {
+        value.as_bytes().starts_with(b"application/grpc")
+    });
+    if grpc {
+        Status::unimplemented(format!("no such method: {}", request.uri().path())).into_http()
+    } else {
+        (StatusCode::NOT_FOUND, "404 page not found\n").into_response()
+    }
+}
+
+/// As the original spells it.
+#[derive(Serialize)]
+struct StatusPage {
+    status: BTreeMap<String, NodeRecord>,
+    #[serde(rename = "CommitTS")]
+    commit_ts: u64,
+    #[serde(rename = "Checkpoint")]
+    checkpoint: Value,
+    #[serde(rename = "ErrMsg")]
+    error: String,
+}
+
+async fn status(Shared(http): Shared<Http>) -> Json<StatusPage> {
+    let mut error = String::new();
+    let status = match http.registry.list(NodeKind::Pump).await {
+        Ok(entries) => records(entries).map(|record| (record.node_id.clone(), record)).collect(),
+        Err(failed) => {
+            error = failed.to_string();
+            BTreeMap::new()
+        }
+    };
+    let commit_ts = match http.clock.fresh().await {
+        Ok(now) => now.get(),
+        Err(failed) => {
+            error = failed.to_string();
+            0
+        }
+    };
+    Json(StatusPage { status, commit_ts, checkpoint: json!({}), error })
+}
+
+async fn drainers(Shared(http): Shared<Http>) -> Response {
+    match http.registry.list(NodeKind::Drainer).await {
+        Ok(entries) => {
+            let records: Vec<_> = records(entries).collect();
+            // The original's empty list is null.
+            Json((!records.is_empty()).then_some(records)).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, Json(answer(1, error.to_string()))).into_response(),
+    }
+}
+
+fn records(entries: Vec<Entry>) -> impl Iterator<Item = NodeRecord> {
+    entries.into_iter().filter_map(|entry| entry.record)
+}
+
+/// Always HTTP 200: the original's tools look at the code inside only.
+async fn change_state(Shared(http): Shared<Http>, Path((node, action)): Path<(String, String)>) -> Json<Value> {
+    if node != http.node_id {
+        return Json(answer(3, format!("invalid nodeID {node}, this pump's nodeID is {}", http.node_id)));
+    }
+    let state = http.state.get();
+    if state != State::Online {
+        return Json(answer(3, format!("this pump's state is {}, apply {action} failed!", state.name())));
+    }
+    let wanted = match action.as_str() {
+        "pause" => Action::Pause,
+        "close" => Action::Close,
+        _ => return Json(answer(3, format!("invalid action {action}"))),
+    };
+    match http.actions.try_send(wanted) {
+        Ok(()) => Json(answer(200, format!("apply action {action} success!"))),
+        Err(_) => Json(answer(3, format!("another action is under way, apply {action} failed!"))),
+    }
+}
+
+fn answer(code: u32, message: String) -> Value {
+    json!({ "message": message, "code": code, "data": null })
+}
+
+async fn trigger_gc(Shared(http): Shared<Http>) -> &'static str {
+    http.retention.notify_one();
+    "trigger gc success"
+}
+
+async fn metrics(Shared(http): Shared<Http>) -> Response {
+    let mut response = Response::new(Bytes::from(http.telemetry.render_metrics()).into());
+    let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, text);
+    response
+}

@@ -1,0 +1,211 @@
+//! `WriteBinlog`: the order of checks, and the codes that decide what TiDB does next.
+//!
+//! TiDB retries elsewhere on any error but RESOURCE_EXHAUSTED with "message larger than max", which fails the one
+//! transaction; UNAVAILABLE makes it close the connection that all its sessions share, so it is kept for going down.
+//! Overload first holds the call, then answers ABORTED.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use prost::Message as _;
+use schemas::binlog::{Binlog, BinlogType};
+use tidb::ts::{CommitTs, StartTs, Tso};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::Status;
+use tracing::{debug, warn};
+
+use crate::clock::Clock;
+use crate::disk::{Disk, Need};
+use crate::metrics;
+use crate::resolver::Hints;
+use crate::state::{State, StateCell};
+use crate::writer::{Refusal, Write, WriteHandle};
+
+/// How long a call is held for room in the receive budget. TiDB waits 15 s in all.
+const HOLD: Duration = Duration::from_secs(5);
+
+/// A commit_ts further ahead of the newest tick than this is checked against a fresh one. (Below it the check would tell
+/// nothing new: ticks come every 100 ms, and timestamps in binlogs never move the watermark.)
+const PLAUSIBLE_MS: u64 = 3_000;
+
+/// A start_ts further ahead of a fresh tick than this was not given out by this cluster's PD.
+const FOREIGN_MS: u64 = 60_000;
+
+/// Takes binlogs in.
+pub struct Intake {
+    /// PD's cluster id.
+    pub cluster_id: u64,
+    /// Largest message, in bytes.
+    pub max_message: u64,
+    /// Bytes received and not yet durable.
+    pub budget: Arc<Semaphore>,
+    /// The budget's size.
+    pub budget_total: u32,
+    /// The pump's state.
+    pub state: Arc<StateCell>,
+    /// The data volume.
+    pub disk: Arc<Disk>,
+    /// For timestamps that look wrong.
+    pub clock: Arc<Clock>,
+    /// Makes it durable.
+    pub writer: WriteHandle,
+    /// Told of rollbacks.
+    pub hints: Arc<Hints>,
+}
+
+impl Intake {
+    /// Whether a message of this declared length may be sent at all.
+    pub(super) fn check_size(&self, length: u64) -> Result<(), Status> {
+        if length > self.max_message {
+            warn!(length, max = self.max_message, "binlog refused: larger than max-message-size");
+            metrics::refused();
+            let text = format!("grpc: received message larger than max ({length} vs. {})", self.max_message);
+            return Err(Status::resource_exhausted(text));
+        }
+        Ok(())
+    }
+
+    /// Room for `length` bytes, waited for. A message above the whole budget takes all of it.
+    pub(super) async fn reserve(&self, length: u64) -> Result<OwnedSemaphorePermit, Status> {
+        let share = u32::try_from(length).unwrap_or(u32::MAX).min(self.budget_total);
+        let acquired = tokio::time::timeout(HOLD, self.budget.clone().acquire_many_owned(share)).await;
+        match acquired {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_)) => Err(Status::unavailable("the pump is going down")),
+            Err(_) => {
+                metrics::refused();
+                Err(Status::aborted("pump is overloaded: receive-budget is used up, try another pump"))
+            }
+        }
+    }
+
+    /// Takes one binlog. Returns once it is durable.
+    pub(super) async fn write(
+        &self,
+        cluster_id: u64,
+        payload: Bytes,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Result<(), Status> {
+        let began = Instant::now();
+        let size = payload.len();
+        let result = self.check_and_write(cluster_id, payload, permit).await;
+        let took = began.elapsed();
+        metrics::rpc("WriteBinlog", took, result.is_ok());
+        metrics::binlog_written(size, took);
+        if result.is_err() && cluster_id == self.cluster_id {
+            metrics::refused();
+        }
+        result
+    }
+
+    async fn check_and_write(
+        &self,
+        cluster_id: u64,
+        payload: Bytes,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Result<(), Status> {
+        if cluster_id != self.cluster_id {
+            return Err(Status::unknown(format!("cluster ID are mismatch, {cluster_id} vs {}", self.cluster_id)));
+        }
+        let binlog = Binlog::decode(payload.clone()).map_err(|error| {
+            warn!(%error, bytes = payload.len(), "binlog refused: it does not decode");
+            Status::unknown(format!("binlog payload of {} bytes does not decode: {error}", payload.len()))
+        })?;
+        let tp = BinlogType::try_from(binlog.tp.unwrap_or(0))
+            .map_err(|_| Status::unknown(format!("unknown binlog type {}", binlog.tp.unwrap_or(0))))?;
+        let (start_ts, commit_ts) = (binlog.start_ts.unwrap_or(0), binlog.commit_ts.unwrap_or(0));
+
+        let state = self.state.get();
+        if tp == BinlogType::Prewrite && state != State::Online {
+            return Err(Status::unknown(format!("no online: {}", state.name())));
+        }
+        let fake = tp == BinlogType::Rollback && start_ts == commit_ts && commit_ts > 0;
+        let need = if tp == BinlogType::Prewrite { Need::Prewrite } else { Need::Settlement };
+        if !fake && let Some((available, limit)) = self.disk.shortage(need) {
+            return Err(Status::aborted(format!("no available space: {available} bytes free, limit {limit}")));
+        }
+        if (start_ts == 0 && commit_ts == 0) || fake {
+            // TiDB's liveness probe; or a fake, which only a pump makes and this one never stores.
+            return Ok(());
+        }
+        if start_ts <= 0 || commit_ts < 0 {
+            return Err(Status::unknown(format!("binlog with start_ts {start_ts}, commit_ts {commit_ts}")));
+        }
+        let start_ts = StartTs(Tso::from_i64(start_ts));
+        match tp {
+            BinlogType::Prewrite => self.prewrite(start_ts, payload, permit).await,
+            BinlogType::Commit => self.commit(start_ts, CommitTs(Tso::from_i64(commit_ts)), payload, permit).await,
+            BinlogType::Rollback => self.rollback(start_ts, permit).await,
+            BinlogType::PreDdl | BinlogType::PostDdl => {
+                Err(Status::unknown(format!("binlog type {tp:?} is obsolete and not supported")))
+            }
+        }
+    }
+
+    async fn prewrite(
+        &self,
+        start_ts: StartTs,
+        payload: Bytes,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Result<(), Status> {
+        if self.is_ahead(start_ts.0) {
+            let now = self.fresh().await?;
+            if start_ts.0.physical_ms() > now.physical_ms() + FOREIGN_MS {
+                warn!(%start_ts, %now, "prewrite refused: PD has not given out its start_ts");
+                return Err(Status::unknown(format!("start_ts {start_ts} is ahead of PD's newest timestamp {now}")));
+            }
+        }
+        self.store(Write::Prewrite { start_ts, payload }, permit).await
+    }
+
+    async fn commit(
+        &self,
+        start_ts: StartTs,
+        commit_ts: CommitTs,
+        payload: Bytes,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Result<(), Status> {
+        if commit_ts.0 <= start_ts.0 {
+            return Err(Status::unknown(format!("commit_ts {commit_ts} is not above start_ts {start_ts}")));
+        }
+        if self.is_ahead(commit_ts.0) {
+            let now = self.fresh().await?;
+            if commit_ts.0 > now && self.is_ahead(commit_ts.0) {
+                warn!(%start_ts, %commit_ts, %now, "commit refused: PD has not given out its commit_ts");
+                return Err(Status::aborted(format!("commit_ts {commit_ts} is ahead of PD's newest timestamp {now}")));
+            }
+        }
+        self.store(Write::Commit { start_ts, commit_ts, payload }, permit).await
+    }
+
+    async fn rollback(&self, start_ts: StartTs, permit: Option<OwnedSemaphorePermit>) -> Result<(), Status> {
+        self.store(Write::RollbackSeen { start_ts }, permit).await?;
+        self.hints.rolled_back(start_ts);
+        Ok(())
+    }
+
+    fn is_ahead(&self, ts: Tso) -> bool {
+        ts.physical_ms() > self.clock.newest().physical_ms() + PLAUSIBLE_MS
+    }
+
+    async fn fresh(&self) -> Result<Tso, Status> {
+        let fetched = tokio::time::timeout(HOLD, self.clock.fresh()).await;
+        fetched
+            .map_err(|_| Status::aborted("PD gives no timestamp to check against"))?
+            .map_err(|error| Status::aborted(format!("PD gives no timestamp to check against: {error}")))
+    }
+
+    async fn store(&self, write: Write, permit: Option<OwnedSemaphorePermit>) -> Result<(), Status> {
+        match self.writer.write(write, permit).await {
+            Ok(outcome) => {
+                debug!(?outcome, "binlog taken");
+                Ok(())
+            }
+            Err(refusal @ (Refusal::PrewriteDiffers { .. } | Refusal::CommitDiffers { .. })) => {
+                Err(Status::unknown(refusal.to_string()))
+            }
+            Err(refusal @ Refusal::Stopped) => Err(Status::unavailable(refusal.to_string())),
+        }
+    }
+}
