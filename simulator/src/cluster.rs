@@ -55,7 +55,7 @@ impl Playback {
     }
 
     /// The newest timestamp that anyone can have seen.
-    fn now(&self) -> Tso {
+    pub(crate) fn now(&self) -> Tso {
         self.clock.last().max(self.schedule.newest_sent())
     }
 
@@ -80,6 +80,17 @@ impl Playback {
     /// A record was acknowledged or given up.
     pub(crate) fn finish(&mut self, record: usize) {
         self.schedule.finish(record);
+        self.run_on_at_the_end();
+    }
+
+    /// A prewrite was refused for good; returns how many records will now never leave.
+    pub(crate) fn refuse(&mut self, record: usize) -> usize {
+        let dropped = self.schedule.refuse(record).len();
+        self.run_on_at_the_end();
+        dropped
+    }
+
+    fn run_on_at_the_end(&mut self) {
         if self.schedule.unfinished() == 0 {
             self.drift = Some((Instant::now(), self.now()));
         }
@@ -169,6 +180,14 @@ impl Cluster {
                 clock.take(count, *unix_ms + passed)
             }
             Clock::Playback(playback) => playback.take(count),
+        }
+    }
+
+    /// The newest timestamp that anyone can have seen.
+    pub fn newest(&self) -> Tso {
+        match &self.lock().clock {
+            Clock::Live { clock, .. } => clock.last(),
+            Clock::Playback(playback) => playback.now(),
         }
     }
 

@@ -4,11 +4,22 @@
 //! leave), [`transactions`] (what TiKV knows) and [`topology`] (where it lives). [`cluster`] holds them together under
 //! one lock; [`pd`] and [`tikv`] serve it.
 
+pub mod catalog;
+pub mod client;
 pub mod cluster;
+pub mod command;
 mod etcd_proxy;
+pub mod fate;
+pub mod jobs;
 pub mod pd;
+pub mod player;
+pub mod pumps;
+pub mod recording;
 pub mod schedule;
+pub mod script;
 mod server;
+pub mod stage;
+pub mod status_port;
 pub mod tikv;
 pub mod topology;
 pub mod transactions;

@@ -80,6 +80,8 @@ pub struct Schedule {
     ready: BTreeSet<usize>,
     newest_sent: Tso,
     unfinished: usize,
+    /// Everything before this record has left.
+    unsent_from: usize,
 }
 
 impl Schedule {
@@ -111,6 +113,7 @@ impl Schedule {
             ready: BTreeSet::new(),
             newest_sent: Tso::ZERO,
             unfinished: entries.len(),
+            unsent_from: 0,
             entries,
         };
         for (index, entry) in schedule.entries.iter().enumerate() {
@@ -207,6 +210,14 @@ impl Schedule {
     /// Records that are neither acknowledged nor given up.
     pub fn unfinished(&self) -> usize {
         self.unfinished
+    }
+
+    /// The earliest recorded of the records that have not left, ready or not.
+    pub fn first_unsent(&mut self) -> Option<usize> {
+        while matches!(self.states.get(self.unsent_from)?, State::Sent | State::Done) {
+            self.unsent_from += 1;
+        }
+        Some(self.unsent_from)
     }
 
     fn release(&mut self) {
@@ -323,6 +334,7 @@ mod tests {
                     .filter(|(i, e)| e.kind == Kind::Prewrite && !done[*i])
                     .filter_map(|(_, e)| e.commit_ts).min();
                 prop_assert_eq!(schedule.bound(), bound.map(|ts| ts.0));
+                prop_assert_eq!(schedule.first_unsent(), (0..entries.len()).find(|i| !sent[*i]));
                 // There is always something true for PD to say.
                 prop_assert!(schedule.bound().is_none_or(|bound| bound > schedule.newest_sent()));
             }

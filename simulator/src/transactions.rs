@@ -34,7 +34,7 @@ pub enum End {
 pub struct Transaction {
     /// Its primary key, raw.
     pub primary: Bytes,
-    /// The clock at which the primary key gets locked: [`Tso::ZERO`] = locked already, [`Tso::MAX`] = never.
+    /// The clock at which the primary key gets locked; [`Tso::ZERO`]: it is already.
     pub locked_from: Tso,
     /// Milliseconds of the lock's life, counted from start_ts.
     pub ttl_ms: u64,

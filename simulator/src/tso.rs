@@ -23,6 +23,11 @@ impl Recorded {
         self.0.first().copied()
     }
 
+    /// The latest one.
+    pub fn last(&self) -> Option<Tso> {
+        self.0.last().copied()
+    }
+
     /// True if a recorded transaction took this timestamp.
     pub fn contains(&self, ts: Tso) -> bool {
         self.0.binary_search(&ts).is_ok()
