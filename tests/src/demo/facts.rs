@@ -198,7 +198,10 @@ pub(super) fn leave_running(site: &Site, running: &Running, screen: &Screen) -> 
     screen.heading("Everything is still running; look around");
     let hints = [
         ("logs, data, configuration", format!("ls {folder}")),
-        ("pumps", format!("{} -pd-urls http://{} -cmd pumps", binaries::path("binlogctl")?.display(), site.pd())),
+        (
+            "pumps",
+            format!("{} -pd-urls http://{} -cmd pumps", binaries::path("binlogctl")?.display(), site.pd()),
+        ),
         (
             "MariaDB",
             format!(

@@ -229,8 +229,8 @@ impl Site {
     /// `apply-mysql` into this site's MariaDB.
     pub fn apply(&self) -> Result<Service> {
         let config = format!(
-            "{}\n[mysql]\nhost = \"127.0.0.1\"\nport = {}\nuser = {:?}\npassword = \"env:{PASSWORD_VARIABLE}\"\n\n[admin]\naddr = {:?}\n",
-            self.consumer(),
+            "{}\n[apply]\nlease-ttl = \"2s\"\n\n[mysql]\nhost = \"127.0.0.1\"\nport = {}\nuser = {:?}\npassword = \"env:{PASSWORD_VARIABLE}\"\n\n[admin]\naddr = {:?}\n",
+            self.consumer("apply-mysql"),
             self.mariadb.port(),
             mariadb::USER,
             self.apply
@@ -248,18 +248,18 @@ impl Site {
         };
         let config = format!(
             "{}\n[files]\ndir = {:?}\nformat = {format:?}\n\n[admin]\naddr = {:?}\n",
-            self.consumer(),
+            self.consumer("export-files"),
             self.exported(),
             self.export
         );
         self.service("export-files", "export-files", &config, &self.export)
     }
 
-    fn consumer(&self) -> String {
+    fn consumer(&self, name: &str) -> String {
         format!(
-            "topic = {:?}\ndata-dir = {:?}\n\n[kafka]\nbrokers = [{:?}]\n",
+            "data-dir = {:?}\n\n[feed]\ntopic = {:?}\n\n[kafka]\nbrokers = [{:?}]\n",
+            self.folder().join(name),
             self.topic,
-            self.folder().join("spill"),
             self.kafka.brokers()
         )
     }

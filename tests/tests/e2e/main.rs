@@ -1,4 +1,10 @@
 //! The end-to-end tests, linked as one binary.
 
+mod bad_input;
+mod cast;
+mod crash;
+mod exports;
 mod house;
 mod instruments;
+mod replay;
+mod topics;
