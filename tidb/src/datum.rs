@@ -201,7 +201,14 @@ impl<'a> Reader<'a> {
                 self.at = end;
                 Datum::Bytes(bytes)
             }
-            FLOAT => Datum::Float(read_float(self.fixed("a floating-point number")?)),
+            FLOAT => {
+                let v = read_float(self.fixed("a floating-point number")?);
+                // MySQL has no infinities and no NaN.
+                if !v.is_finite() {
+                    return Err(DecodeError::Malformed("floating-point number: not finite"));
+                }
+                Datum::Float(v)
+            }
             DECIMAL => {
                 let (v, len) = Decimal::decode(self.rest())?;
                 self.at += len;
@@ -299,6 +306,10 @@ mod tests {
         assert_eq!(read("020661"), Err(DecodeError::Length(3)));
         assert_eq!(read("0201"), Err(DecodeError::Length(-1)));
         assert_eq!(read("0300"), Err(DecodeError::Truncated("an integer")));
+        // NaN; infinity.
+        let not_finite = Err(DecodeError::Malformed("floating-point number: not finite"));
+        assert_eq!(read("05fff8000000000000"), not_finite);
+        assert_eq!(read("05fff0000000000000"), not_finite);
         assert_eq!(read("01"), Err(DecodeError::Truncated("a memcomparable string")));
     }
 
@@ -312,7 +323,7 @@ mod tests {
             Just(Datum::Null),
             any::<i64>().prop_map(Datum::Int),
             any::<u64>().prop_map(Datum::Uint),
-            any::<f64>().prop_filter("sign of zero", |v| *v != 0.0).prop_map(Datum::Float),
+            any::<f64>().prop_filter("sign of zero", |v| *v != 0.0 && v.is_finite()).prop_map(Datum::Float),
             (any::<i64>(), 0u8..=20).prop_map(|(v, frac)| {
                 Datum::Decimal(Decimal::parse(&format!("{v}e-{frac}"), 45, 20).unwrap())
             }),

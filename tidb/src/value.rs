@@ -100,7 +100,10 @@ impl Value {
                 Self::Uint(v)
             }
             // FLOAT is widened when written, so nothing is lost here.
-            (tp::FLOAT, Datum::Float(v)) => Self::Float(v as f32),
+            (tp::FLOAT, Datum::Float(v)) if (v as f32).is_finite() => Self::Float(v as f32),
+            (tp::FLOAT, Datum::Float(v)) => {
+                return Err(ValueError::OutOfRange { column: field.sql_type(), value: v.to_string() });
+            }
             (tp::DOUBLE, Datum::Float(v)) => Self::Double(v),
             (tp::NEW_DECIMAL, Datum::Decimal(v)) => Self::Decimal(v),
             (
@@ -291,6 +294,7 @@ mod tests {
             Err(ValueError::WrongDatum { found: "unsigned integer", .. })
         ));
         assert!(Value::from_datum(Datum::Int(1900), &field(tp::YEAR)).is_err());
+        assert!(Value::from_datum(Datum::Float(1e39), &field(tp::FLOAT)).is_err());
         assert_eq!(
             Value::from_datum(Datum::Int(1), &field(225)),
             Err(ValueError::UnsupportedType("unknown", 225))

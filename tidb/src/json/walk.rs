@@ -189,7 +189,13 @@ fn scalar(tp: u8, value: &[u8]) -> Result<Scalar<'_>, DecodeError> {
         },
         tp::INT => Scalar::Int(u64_at(value, 0)? as i64),
         tp::UINT => Scalar::Uint(u64_at(value, 0)?),
-        tp::DOUBLE => Scalar::Double(f64::from_bits(u64_at(value, 0)?)),
+        tp::DOUBLE => {
+            let v = f64::from_bits(u64_at(value, 0)?);
+            if !v.is_finite() {
+                return Err(DecodeError::Json("a number that is not finite"));
+            }
+            Scalar::Double(v)
+        }
         tp::STRING => Scalar::String(sized_bytes(value, 0)?),
         tp::OPAQUE => Scalar::Opaque {
             tp: *value.first().ok_or(DecodeError::Truncated("JSON"))?,

@@ -86,8 +86,7 @@ impl<'a> Rows<'a> {
             for _ in 0..index.idx_cols.len() {
                 datums.push(self.reader.datum()?);
             }
-            image.handle = self.blob.slice(..self.reader.position());
-            self.row(&mut image)?;
+            self.inserted_columns(&mut image)?;
             let mut from_handle = Vec::new();
             for (part, datum) in index.idx_cols.iter().zip(datums) {
                 let column = self.table.cols.get(part.offset).ok_or(RowFault::Definition("primary key"))?;
@@ -108,8 +107,7 @@ impl<'a> Rows<'a> {
         let Datum::Int(handle) = self.reader.datum()? else {
             return Err(DecodeError::Malformed("integer handle").into());
         };
-        image.handle = self.blob.slice(..self.reader.position());
-        self.row(&mut image)?;
+        self.inserted_columns(&mut image)?;
         if self.table.pk_is_handle {
             let column = self.table.handle_column().ok_or(RowFault::Definition("primary key column"))?;
             if image.get(column.id).is_none() {
@@ -121,6 +119,13 @@ impl<'a> Rows<'a> {
             image.row_id = Some(handle);
         }
         Ok(image)
+    }
+
+    /// An inserted row names its row id as handle only.
+    fn inserted_columns(&mut self, image: &mut RowImage) -> Result<(), RowFault> {
+        image.handle = self.blob.slice(..self.reader.position());
+        self.row(image)?;
+        if image.row_id.is_some() { Err(RowFault::Repeated(ROW_ID)) } else { Ok(()) }
     }
 
     fn put_first(image: &mut RowImage, columns: Vec<(i64, Value)>) {

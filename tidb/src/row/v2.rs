@@ -229,8 +229,10 @@ fn whole<T>((value, len): (T, usize), data: &Bytes) -> Result<T, DecodeError> {
 }
 
 fn decode_value(data: &Bytes, field: &FieldType) -> Result<Value, ValueError> {
-    let double =
-        || data[..].try_into().map(read_float).map_err(|_| DecodeError::Malformed("floating-point number"));
+    let double = || {
+        let v = data[..].try_into().map(read_float).ok().filter(|v| v.is_finite());
+        v.ok_or(DecodeError::Malformed("floating-point number"))
+    };
     Ok(match field.tp {
         _ if field.array => Value::Json(whole(Json::decode(data, 0)?, data)?),
         tp::JSON => Value::Json(whole(Json::decode(data, 0)?, data)?),
@@ -240,7 +242,7 @@ fn decode_value(data: &Bytes, field: &FieldType) -> Result<Value, ValueError> {
         tp::TINY | tp::SHORT | tp::INT24 | tp::LONG | tp::LONGLONG => Value::Int(int(data)?),
         tp::YEAR => Value::from_datum(crate::datum::Datum::Int(int(data)?), field)?,
         tp::DURATION => Value::Duration(Duration::new(int(data)?, field.fsp())),
-        tp::FLOAT => Value::Float(double()? as f32),
+        tp::FLOAT => Value::from_datum(crate::datum::Datum::Float(double()?), field)?,
         tp::DOUBLE => Value::Double(double()?),
         tp::NEW_DECIMAL => Value::Decimal(whole(Decimal::decode(data)?, data)?),
         tp::DATE | tp::NEW_DATE => Value::Date(Time::from_packed(uint(data)?, 0)?),

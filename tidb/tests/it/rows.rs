@@ -32,11 +32,11 @@ fn typed() -> impl Strategy<Value = (FieldType, BoxedStrategy<Value>)> {
         (field(tp::LONGLONG, flag::UNSIGNED, 20, 0), any::<u64>().prop_map(Value::Uint).boxed()),
         (
             field(tp::FLOAT, 0, 12, -1),
-            any::<f32>().prop_filter("zero", |v| *v != 0.0).prop_map(Value::Float).boxed(),
+            any::<f32>().prop_filter("zero", |v| *v != 0.0 && v.is_finite()).prop_map(Value::Float).boxed(),
         ),
         (
             field(tp::DOUBLE, 0, 22, -1),
-            any::<f64>().prop_filter("zero", |v| *v != 0.0).prop_map(Value::Double).boxed(),
+            any::<f64>().prop_filter("zero", |v| *v != 0.0 && v.is_finite()).prop_map(Value::Double).boxed(),
         ),
         (
             field(tp::NEW_DECIMAL, 0, 30, 9),
@@ -94,8 +94,10 @@ enum Clustering {
     Common(usize),
 }
 
+type Columns = Vec<(i64, Value)>;
+
 /// A table with a row in it, and a second row with the same key.
-fn table() -> impl Strategy<Value = (TableInfo, Vec<(i64, Value)>, Vec<(i64, Value)>)> {
+fn table() -> impl Strategy<Value = (TableInfo, Columns, Columns)> {
     let columns = prop::collection::vec((typed(), any::<bool>(), any::<bool>()), 1..8);
     (columns, 0usize..4).prop_flat_map(|(types, shape)| {
         let clustering = match shape {
@@ -162,7 +164,7 @@ fn table() -> impl Strategy<Value = (TableInfo, Vec<(i64, Value)>, Vec<(i64, Val
     })
 }
 
-fn sorted(mut columns: Vec<(i64, Value)>) -> Vec<(i64, Value)> {
+fn sorted(mut columns: Columns) -> Columns {
     columns.sort_by_key(|(id, _)| *id);
     columns
 }
