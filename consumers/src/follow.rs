@@ -271,7 +271,7 @@ impl Follower {
 
     /// Waits a second, or for the shutdown.
     fn pause(&self) -> Result<(), Stop> {
-        let second = tokio::time::Duration::from_secs(1);
+        let second = Duration::from_secs(1);
         let runtime = tokio::runtime::Handle::current();
         match runtime.block_on(async { tokio::time::timeout(second, self.shutdown.cancelled()).await }) {
             Ok(()) => Err(Stop::Ended),

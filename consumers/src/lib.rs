@@ -12,10 +12,12 @@
 
 pub mod align;
 pub mod chain;
+pub mod config;
 pub mod event;
 pub mod follow;
 pub mod kafka;
 pub mod metrics;
+pub mod mysql;
 pub mod position;
 pub mod progress;
 pub mod queue;

@@ -1,0 +1,236 @@
+//! From events to downstream transactions: folds while the one before runs.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use node::shutdown::Shutdown;
+use schemas::sluice::v1::{Gap, Origin};
+use tokio::sync::mpsc;
+use tracing::warn;
+
+use super::fold::{Anomalies, Fold, FoldedTable};
+use super::sql::{Renderer, Statement};
+use crate::config::GapPolicy;
+use crate::event::{Ddl, Event, Rows};
+use crate::position::Position;
+use crate::queue::EventReceiver;
+
+/// How often a position without rows is stored.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// Something to do downstream, in order.
+#[derive(Debug)]
+pub(crate) enum Work {
+    /// Store the first position.
+    Attach(Position),
+    /// Apply rows.
+    Batch(Box<Batch>),
+    /// Run a schema change.
+    Ddl(Box<Ddl>),
+    /// Store the position and end.
+    Finish(Position),
+}
+
+/// Net changes of a stretch of transactions, or a piece of one that is too large.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) statements: Vec<Statement>,
+    pub(crate) folded: Vec<FoldedTable>,
+    /// The position after it; `None`: the transaction goes on in the next piece.
+    pub(crate) after: Option<Position>,
+    pub(crate) first_seq: u64,
+    pub(crate) transactions: u64,
+    pub(crate) changes: u64,
+    pub(crate) anomalies: Anomalies,
+}
+
+/// Limits of a batch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) rows: u64,
+    pub(crate) bytes: usize,
+}
+
+/// Folds events into work until the queue ends.
+pub(crate) struct Preparer {
+    renderer: Renderer,
+    limits: Limits,
+    on_gap: GapPolicy,
+    work: mpsc::Sender<Work>,
+    fold: Fold,
+    first_seq: u64,
+    transactions: u64,
+    /// Position after the last whole transaction in the fold.
+    after: Option<Position>,
+    /// The last transaction in the fold is not complete.
+    open: bool,
+    origin: Option<Origin>,
+    last_sent: Instant,
+}
+
+impl Preparer {
+    pub(crate) fn new(renderer: Renderer, limits: Limits, on_gap: GapPolicy, work: mpsc::Sender<Work>) -> Self {
+        Self {
+            renderer,
+            limits,
+            on_gap,
+            work,
+            fold: Fold::new(),
+            first_seq: 0,
+            transactions: 0,
+            after: None,
+            open: false,
+            origin: None,
+            last_sent: Instant::now(),
+        }
+    }
+
+    pub(crate) async fn run(mut self, mut events: EventReceiver, shutdown: Shutdown) -> anyhow::Result<()> {
+        loop {
+            let full = self.fold.changes() >= self.limits.rows || self.fold.bytes() >= self.limits.bytes;
+            if full {
+                self.flush().await?;
+            }
+            let ready = !self.open && !self.fold.is_empty();
+            let idle = !self.open && self.fold.is_empty() && self.after.is_some();
+            let work = self.work.clone();
+            let event = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ok(()),
+                // The executor has room: what is folded goes now, so that nothing waits for company.
+                permit = work.reserve(), if ready => {
+                    let batch = self.take()?;
+                    permit.context("the applier ended")?.send(Work::Batch(Box::new(batch)));
+                    continue;
+                }
+                event = events.recv() => event,
+                () = tokio::time::sleep_until((self.last_sent + IDLE).into()), if idle => {
+                    self.flush().await?;
+                    continue;
+                }
+            };
+            match event {
+                Some(event) => self.event(event).await?,
+                None => {
+                    shutdown.cancelled().await;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    async fn event(&mut self, event: Event) -> anyhow::Result<()> {
+        match event {
+            Event::Attached(position) => self.send(Work::Attach(position)).await,
+            Event::Rows(rows) => self.rows(rows).await,
+            Event::Ddl(ddl) => {
+                self.flush().await?;
+                self.send(Work::Ddl(ddl)).await
+            }
+            Event::Passed(position) => {
+                self.after = Some(position);
+                Ok(())
+            }
+            Event::Gap { gap, after } => {
+                self.gap(&gap)?;
+                if after.is_some() {
+                    self.after = after;
+                }
+                Ok(())
+            }
+            Event::Reached(position) => {
+                self.flush().await?;
+                self.send(Work::Finish(position)).await
+            }
+        }
+    }
+
+    fn gap(&self, gap: &Gap) -> anyhow::Result<()> {
+        match self.on_gap {
+            GapPolicy::Stop => bail!(
+                "the upstream declares that transactions in ({}, {}] are missing ({}). The target equals the upstream up \
+                 to {}. To go on without them, set feed.on-gap = \"continue\"; to be exact again, load the target anew",
+                gap.from,
+                gap.to,
+                gap.cause,
+                gap.from
+            ),
+            GapPolicy::Continue => {
+                warn!(from = gap.from, to = gap.to, cause = gap.cause, "going on without the transactions of a gap");
+                Ok(())
+            }
+        }
+    }
+
+    async fn rows(&mut self, rows: Rows) -> anyhow::Result<()> {
+        let Rows { seq, origin, changes, after, .. } = rows;
+        if origin != self.origin {
+            // A downstream transaction has one origin.
+            if !self.open {
+                self.flush().await?;
+            }
+            self.origin = origin;
+        }
+        if !self.open {
+            if self.transactions == 0 {
+                self.first_seq = seq;
+            }
+            self.transactions += 1;
+        }
+        for change in changes {
+            self.fold.add(change)?;
+        }
+        self.open = after.is_none();
+        if after.is_some() {
+            self.after = after;
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> anyhow::Result<()> {
+        if self.fold.is_empty() && (self.open || self.after.is_none()) {
+            return Ok(());
+        }
+        let batch = self.take()?;
+        self.send(Work::Batch(Box::new(batch))).await
+    }
+
+    fn take(&mut self) -> anyhow::Result<Batch> {
+        let changes = self.fold.changes();
+        let (folded, anomalies) = std::mem::take(&mut self.fold).finish();
+        let statements = self.renderer.render(&folded)?;
+        self.last_sent = Instant::now();
+        // A piece of an unfinished transaction moves no position, not even over the whole ones before it: all of it is
+        // one downstream transaction.
+        let after = if self.open { None } else { self.after.take() };
+        let batch = Batch {
+            statements,
+            folded,
+            after,
+            first_seq: self.first_seq,
+            transactions: self.transactions,
+            changes,
+            anomalies,
+        };
+        self.transactions = 0;
+        Ok(batch)
+    }
+
+    async fn send(&self, work: Work) -> anyhow::Result<()> {
+        self.work.send(work).await.context("the applier ended")
+    }
+}
+
+impl Batch {
+    /// Rows that its statements write.
+    pub(crate) fn rows(&self) -> u64 {
+        self.statements.iter().map(|statement| statement.rows).sum()
+    }
+
+    /// Tables touched, for messages.
+    pub(crate) fn tables(&self) -> Vec<String> {
+        let name = |folded: &FoldedTable| format!("{}.{}", folded.table.database(), folded.table.name());
+        self.folded.iter().map(name).collect()
+    }
+}
+

@@ -1,0 +1,358 @@
+//! Runs a schema change exactly once.
+//!
+//! A schema change commits by itself, so it cannot be in one transaction with the position. Instead each of its steps is
+//! written down before it runs – intent, with how the tables concerned look (their definitions, and the identities that
+//! tell a swapped or exchanged table from its partner) – and after:
+//!
+//! ```text
+//! intent 0 ─▶ run step 0 ─▶ intent 1 ─▶ run step 1 ─▶ … ─▶ done + position, in one transaction
+//! ```
+//!
+//! After a crash the connection that may still be running the step is ended and waited for. If the tables look as they did
+//! before the step, it did not happen and is run; if they look different, it happened: nobody else changes them. A step
+//! that leaves no trace there (TRUNCATE) may run twice without harm, since no row comes between.
+
+use mysql_async::prelude::Queryable as _;
+use mysql_async::{Error, Row as DbRow, params};
+use node::shutdown::Shutdown;
+use tracing::{info, warn};
+
+use super::DdlError;
+use super::plan::{Plan, Step, plan};
+use crate::event::Ddl;
+use crate::metrics;
+use crate::mysql::config::{Config, DdlPolicy};
+use crate::mysql::literal::{quoted, string, table_name};
+use crate::mysql::meta::{Meta, OwnerEpoch};
+use crate::mysql::session::{Backoff, DDL_MODE, DML_MODE, Session, is_transient};
+use crate::position::Position;
+
+/// A journal entry.
+struct Entry {
+    steps: usize,
+    state: String,
+    connection_id: u64,
+    before_step: String,
+    statements: Vec<String>,
+}
+
+/// Runs `ddl`, or what is left of it, and moves the position.
+pub(crate) async fn run(
+    session: &mut Session,
+    meta: &Meta,
+    owner: OwnerEpoch,
+    config: &Config,
+    ddl: &Ddl,
+    from: &Position,
+    shutdown: &Shutdown,
+) -> Result<(), DdlError> {
+    let _ = shutdown;
+    let steps = steps(session, config, meta, ddl)?;
+    let mut next = 0;
+    match entry(session, meta, ddl.seq).await? {
+        Some(entry) if entry.state == "done" => return finish(session, meta, owner, ddl, from, &steps).await,
+        Some(entry) => {
+            end_connection(session, entry.connection_id).await?;
+            next = entry.steps;
+            if entry.statements.get(next) != steps.get(next).map(|step| &step.statement) {
+                warn!(job = ddl.entry.job_id, "the schema change was planned differently before the restart");
+            }
+            let now = looks(session, ddl).await?;
+            if now == entry.before_step {
+                info!(job = ddl.entry.job_id, step = next, "an interrupted schema change had not happened");
+            } else {
+                info!(job = ddl.entry.job_id, step = next, "an interrupted schema change had happened");
+                next += 1;
+            }
+        }
+        None => {}
+    }
+    for (number, step) in steps.iter().enumerate().skip(next) {
+        intend(session, meta, owner, ddl, from, &steps, number).await?;
+        execute(session, ddl, step, config, meta).await?;
+    }
+    finish(session, meta, owner, ddl, from, &steps).await?;
+    metrics::ddl(if steps.is_empty() { "nothing" } else { "run" });
+    Ok(())
+}
+
+/// The steps to run, by plan and policy.
+fn steps(session: &Session, config: &Config, meta: &Meta, ddl: &Ddl) -> Result<Vec<Step>, DdlError> {
+    let job_id = ddl.entry.job_id;
+    if config.ddl.skip.contains(&job_id) {
+        warn!(job = job_id, statement = ddl.entry.statement, "left out a schema change, as configured");
+        metrics::ddl("skipped");
+        return Ok(Vec::new());
+    }
+    if let Some(statement) = config.ddl.replace.get(&job_id.to_string()) {
+        warn!(job = job_id, statement, "running another statement for a schema change, as configured");
+        metrics::ddl("replaced");
+        let database = Some(ddl.entry.current_database.clone()).filter(|name| !name.is_empty());
+        return Ok(vec![Step { database, statement: statement.clone(), timestamp: None }]);
+    }
+    match plan(ddl, &session.target, &config.ddl) {
+        Plan::Run(steps) => Ok(steps),
+        Plan::Nothing(why) => {
+            info!(job = job_id, statement = ddl.entry.statement, why, "a schema change needs nothing here");
+            Ok(Vec::new())
+        }
+        Plan::Unsupported(reason) if config.ddl.unsupported == DdlPolicy::Skip => {
+            warn!(job = job_id, statement = ddl.entry.statement, reason, "left out a schema change that the target cannot run");
+            metrics::ddl("skipped");
+            Ok(Vec::new())
+        }
+        Plan::Unsupported(reason) => Err(stopped(ddl, meta, reason)),
+    }
+}
+
+fn stopped(ddl: &Ddl, meta: &Meta, reason: String) -> DdlError {
+    let action = tidb::model::ActionType::from(ddl.entry.action.unsigned_abs());
+    DdlError::Stopped {
+        job_id: ddl.entry.job_id,
+        action: action.name().to_owned(),
+        seq: ddl.seq,
+        reason,
+        statement: ddl.entry.statement.clone(),
+        consumer: meta.consumer().to_owned(),
+    }
+}
+
+async fn entry(session: &mut Session, meta: &Meta, seq: u64) -> Result<Option<Entry>, Error> {
+    let row: Option<(u64, String, u64, String, String)> = session
+        .conn
+        .exec_first(
+            format!(
+                "SELECT step, state, connection_id, before_step, statements FROM {} WHERE consumer = :consumer AND seq = :seq",
+                meta.table("ddl_journal")
+            ),
+            params! { "consumer" => meta.consumer(), seq },
+        )
+        .await?;
+    Ok(row.map(|(step, state, connection_id, before_step, statements)| Entry {
+        steps: step as usize,
+        state,
+        connection_id,
+        before_step,
+        statements: serde_json::from_str(&statements).unwrap_or_default(),
+    }))
+}
+
+/// Ends the connection that ran the step, if it still lives, and waits until it is gone.
+async fn end_connection(session: &mut Session, id: u64) -> Result<(), DdlError> {
+    let mut backoff = Backoff::new();
+    loop {
+        let alive: Option<u64> = session
+            .conn
+            .exec_first(
+                "SELECT id FROM information_schema.processlist WHERE id = :id AND id <> CONNECTION_ID()",
+                params! { id },
+            )
+            .await?;
+        if alive.is_none() {
+            return Ok(());
+        }
+        warn!(connection = id, "ending the connection that was running a schema change");
+        match session.conn.query_drop(format!("KILL {id}")).await {
+            // No such thread: it ended by itself.
+            Err(Error::Server(server)) if server.code == 1094 => return Ok(()),
+            other => other?,
+        }
+        backoff.wait().await;
+    }
+}
+
+/// How the tables concerned look: their definitions and identities, or that they are not there.
+async fn looks(session: &mut Session, ddl: &Ddl) -> Result<String, Error> {
+    let mut out = String::new();
+    let mut names: Vec<(String, String)> = Vec::new();
+    for table in ddl.before.iter().chain(&ddl.after) {
+        names.push((table.database().to_owned(), table.name().to_owned()));
+    }
+    names.sort();
+    names.dedup();
+    let mut databases: Vec<String> = names.iter().map(|(database, _)| database.clone()).collect();
+    databases.push(ddl.entry.current_database.clone());
+    databases.sort();
+    databases.dedup();
+    for database in databases.iter().filter(|database| !database.is_empty()) {
+        out.push_str(&show(session, &format!("SHOW CREATE DATABASE {}", quoted(database))).await?);
+        out.push('\n');
+    }
+    for (database, table) in &names {
+        out.push_str(&show(session, &format!("SHOW CREATE TABLE {}", table_name(database, table))).await?);
+        out.push('\n');
+        out.push_str(&identities(session, database, table).await?);
+        out.push('\n');
+    }
+    Ok(out)
+}
+
+/// The text of a SHOW CREATE; of what is not there, that.
+async fn show(session: &mut Session, sql: &str) -> Result<String, Error> {
+    match session.conn.query_first::<DbRow, _>(sql).await {
+        Ok(row) => Ok(row.and_then(|mut row| row.take_opt::<String, _>(1)).and_then(Result::ok).unwrap_or_default()),
+        // No such database, table or view.
+        Err(Error::Server(server)) if matches!(server.code, 1049 | 1146 | 1356 | 4091) => Ok(format!("{sql}: not there")),
+        Err(error) => Err(error),
+    }
+}
+
+/// The server's own ids of a table and its partitions: they move when tables are swapped or exchanged. Empty where the
+/// user may not see them.
+async fn identities(session: &mut Session, database: &str, table: &str) -> Result<String, Error> {
+    use crate::mysql::session::Target;
+    let mut place = String::new();
+    let query = match &session.target {
+        Target::TiDb { .. } => {
+            let (mut schema, mut name) = (String::new(), String::new());
+            string(&mut schema, database);
+            string(&mut name, table);
+            format!(
+                "SELECT CONCAT(tidb_table_id, ' ', (SELECT COALESCE(GROUP_CONCAT(tidb_partition_id ORDER BY \
+                 partition_ordinal_position), '') FROM information_schema.partitions WHERE table_schema = {schema} AND \
+                 table_name = {name})) FROM information_schema.tables WHERE table_schema = {schema} AND table_name = {name}"
+            )
+        }
+        Target::MySql { .. } | Target::MariaDb { .. } => {
+            let view = if session.target.is_mariadb() { "innodb_sys_tables" } else { "innodb_tables" };
+            string(&mut place, &format!("{}/{}", file_name(database), file_name(table)));
+            format!(
+                "SELECT GROUP_CONCAT(CONCAT(name, '=', table_id) ORDER BY name) FROM information_schema.{view} WHERE name = \
+                 {place} OR name LIKE CONCAT(REPLACE(REPLACE({place}, '_', '\\\\_'), '%', '\\\\%'), '#p#%')"
+            )
+        }
+    };
+    match session.conn.query_first::<Option<String>, _>(query).await {
+        Ok(found) => Ok(found.flatten().unwrap_or_default()),
+        // Not allowed to see them, or not such a server.
+        Err(Error::Server(server)) if matches!(server.code, 1044 | 1045 | 1109 | 1142 | 1227) => Ok(String::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// A name as InnoDB writes it: other characters than letters, digits and `_` as `@` and four hexadecimal digits. (Letters
+/// of other scripts have shorter forms there; such a table is recognised by its definition alone.)
+fn file_name(name: &str) -> String {
+    let mut out = String::new();
+    for c in name.chars() {
+        if c.is_ascii_alphanumeric() || c == '_' {
+            out.push(c);
+        } else {
+            out.push_str(&format!("@{:04x}", u32::from(c)));
+        }
+    }
+    out
+}
+
+/// Writes down what is about to run. Also the last look at the lease.
+async fn intend(
+    session: &mut Session,
+    meta: &Meta,
+    owner: OwnerEpoch,
+    ddl: &Ddl,
+    from: &Position,
+    steps: &[Step],
+    number: usize,
+) -> Result<(), DdlError> {
+    let before_step = looks(session, ddl).await?;
+    session.conn.query_drop("BEGIN").await?;
+    if !meta.advance(&mut session.conn, from, from, owner).await? {
+        session.conn.query_drop("ROLLBACK").await?;
+        return Err(DdlError::Fenced);
+    }
+    write_entry(session, meta, ddl, steps, number, "intent", &before_step).await?;
+    session.conn.query_drop("COMMIT").await?;
+    Ok(())
+}
+
+async fn write_entry(
+    session: &mut Session,
+    meta: &Meta,
+    ddl: &Ddl,
+    steps: &[Step],
+    number: usize,
+    state: &str,
+    before_step: &str,
+) -> Result<(), Error> {
+    let statements: Vec<&str> = steps.iter().map(|step| step.statement.as_str()).collect();
+    let connection_id = session.conn.id();
+    session
+        .conn
+        .exec_drop(
+            format!(
+                "REPLACE INTO {} (consumer, seq, job_id, commit_ts, statements, step, state, connection_id, before_step) \
+                 VALUES (:consumer, :seq, :job_id, :commit_ts, :statements, :step, :state, :connection_id, :before_step)",
+                meta.table("ddl_journal")
+            ),
+            params! {
+                "consumer" => meta.consumer(),
+                "seq" => ddl.seq,
+                "job_id" => ddl.entry.job_id,
+                "commit_ts" => ddl.commit_ts.get(),
+                "statements" => serde_json::Value::from(statements).to_string(),
+                "step" => number as u64,
+                state,
+                connection_id,
+                before_step,
+            },
+        )
+        .await
+}
+
+async fn execute(session: &mut Session, ddl: &Ddl, step: &Step, config: &Config, meta: &Meta) -> Result<(), DdlError> {
+    if let Some(database) = &step.database {
+        match session.conn.query_drop(format!("USE {}", quoted(database))).await {
+            // A database that the statement does not need: its names are qualified, or it makes it.
+            Err(Error::Server(server)) if server.code == 1049 => {}
+            other => other?,
+        }
+    }
+    session.conn.query_drop(format!("SET SESSION sql_mode='{DDL_MODE}'")).await?;
+    if let Some(micros) = step.timestamp {
+        session.conn.query_drop(format!("SET SESSION timestamp={}.{:06}", micros / 1_000_000, micros % 1_000_000)).await?;
+    }
+    let tables: Vec<String> = ddl.after.iter().map(|table| table_name(table.database(), table.name())).collect();
+    info!(job = ddl.entry.job_id, seq = ddl.seq, commit_ts = %ddl.commit_ts, tables = tables.join(", "), statement = step.statement, "running a schema change");
+    let result = session.conn.query_drop(step.statement.as_str()).await;
+    match result {
+        Ok(()) => {}
+        Err(error) if is_transient(&error) => return Err(error.into()),
+        Err(error) => {
+            reset(session).await?;
+            if config.ddl.unsupported == DdlPolicy::Skip {
+                warn!(job = ddl.entry.job_id, statement = step.statement, %error, "left out a schema change that the target refused");
+                metrics::ddl("skipped");
+                return Ok(());
+            }
+            return Err(stopped(ddl, meta, format!("the target refuses `{}`: {error}", step.statement)));
+        }
+    }
+    Ok(reset(session).await?)
+}
+
+/// Back to the pins for rows.
+async fn reset(session: &mut Session) -> Result<(), Error> {
+    session.conn.query_drop("SET SESSION timestamp=DEFAULT").await?;
+    session.conn.query_drop(format!("SET SESSION sql_mode='{DML_MODE}'")).await
+}
+
+/// Marks it done and moves the position, in one transaction.
+async fn finish(
+    session: &mut Session,
+    meta: &Meta,
+    owner: OwnerEpoch,
+    ddl: &Ddl,
+    from: &Position,
+    steps: &[Step],
+) -> Result<(), DdlError> {
+    session.conn.query_drop("BEGIN").await?;
+    // Rows with the same seq may follow; the position moves with them.
+    let to = ddl.after_position.as_ref().unwrap_or(from);
+    if !meta.advance(&mut session.conn, from, to, owner).await? {
+        session.conn.query_drop("ROLLBACK").await?;
+        return Err(DdlError::Fenced);
+    }
+    write_entry(session, meta, ddl, steps, steps.len(), "done", "").await?;
+    session.conn.query_drop("COMMIT").await?;
+    Ok(())
+}
