@@ -1,0 +1,404 @@
+//! Configuration: the original drainer's keys where it has them, ours beside them.
+//!
+//! `[syncer]` and `[syncer.to]` are the original's; `[syncer.to] kafka-addrs` and `topic-name` mean what they meant
+//! there. How to log in to Kafka stands in `[kafka]`, as in every Sluice process; `[output]` says how the log is
+//! written. Keys of the original that have no meaning for Kafka (`txn-batch`, `worker-count`, `safe-mode`, …) are
+//! refused by name rather than ignored; `binlogctl import-drainer-config` leaves them out.
+//!
+//! Precedence: command line, then `DRAINER_<FLAG>` in the environment, then the file, then the default.
+
+mod flags;
+
+use std::net::UdpSocket;
+use std::path::PathBuf;
+
+use node::admin::AdminConfig;
+use node::config::{ByteSize, HumanDuration, Invalid, Validate};
+use node::kafka::KafkaConfig;
+use node::telemetry::{LogConfig, LogFormat};
+use node::tls::Security;
+use serde::{Deserialize, Serialize};
+
+pub use self::flags::Flags;
+use crate::filter::{Filter, FilterRules, TablePattern};
+use crate::translate::LargeRow;
+
+/// Everything a drainer can be told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Config {
+    /// Where joining pumps reach the drainer: `host:port`. Default: first routed IPv4 address, port 8249.
+    pub addr: String,
+    /// What is written into the registry, if not `addr`.
+    pub advertise_addr: String,
+    /// PD's client URLs, comma-separated.
+    pub pd_urls: String,
+    /// Node id, lock, and the savepoint that a first start reads.
+    pub data_dir: PathBuf,
+    /// Default: `hostname:port`, then kept in `<data-dir>/.node`, which wins.
+    pub node_id: String,
+    /// How often pumps are listed besides the watch; integer = seconds.
+    #[serde(deserialize_with = "node::config::seconds")]
+    pub detect_interval: HumanDuration,
+    /// Where a first start begins: transactions with a greater commit_ts are replicated. −1: `<data-dir>/savepoint`,
+    /// else now. The commit stream, once there is one, always wins.
+    pub initial_commit_ts: i64,
+    /// debug, info, warn, error.
+    pub log_level: String,
+    /// Default: stdout.
+    pub log_file: Option<PathBuf>,
+    /// text or json.
+    pub log_format: LogFormat,
+    /// Bytes received from one pump and not yet in Kafka. A larger transaction is taken alone.
+    pub pull_budget: ByteSize,
+    /// The largest transaction that a pump may send.
+    pub max_message_size: ByteSize,
+    /// TiDB status ports (`host:port`), comma-separated. Default: those registered in PD.
+    pub tidb_status: String,
+    /// How long a leader may be out of touch with etcd before a standby takes over.
+    pub lease: HumanDuration,
+    /// TLS of the drainer's port and of what it dials (PD, pumps, TiDB's status ports).
+    pub security: Security,
+    /// Which tables, as in the original.
+    pub syncer: SyncerConfig,
+    /// How to reach Kafka.
+    pub kafka: KafkaConfig,
+    /// How the log is written.
+    pub output: OutputConfig,
+    /// Metrics, health, status: a listener of its own.
+    pub admin: AdminConfig,
+}
+
+/// `[syncer]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct SyncerConfig {
+    /// Only `kafka`.
+    pub db_type: String,
+    /// Databases to leave out, comma-separated.
+    pub ignore_schemas: String,
+    /// Databases to replicate; `~` begins a regular expression.
+    pub replicate_do_db: Vec<String>,
+    /// Tables to replicate.
+    pub replicate_do_table: Vec<TablePattern>,
+    /// Tables to leave out.
+    pub ignore_table: Vec<TablePattern>,
+    /// `[syncer.to]`.
+    pub to: ToConfig,
+}
+
+/// `[syncer.to]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct ToConfig {
+    /// Brokers, comma-separated; the same as `kafka.brokers`.
+    pub kafka_addrs: String,
+    /// Name of the row topic; `.commits` and `.schema` are added for the others. Default: `sluice_<cluster id>`.
+    pub topic_name: String,
+    /// Client id that brokers log. Default: `sluice-drainer`.
+    pub kafka_client_id: String,
+}
+
+/// `[output]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct OutputConfig {
+    /// Partitions of the row topic, when it is created. Fixed from then on by the commit stream.
+    pub partitions: u32,
+    /// Copies of each partition, when topics are created; −1: the brokers' default.
+    pub replication_factor: i32,
+    /// How long rows are kept, when the topic is created; 0: the brokers' default.
+    pub retention: HumanDuration,
+    /// The longest a transaction waits for its Kafka transaction to be committed.
+    pub commit_interval: HumanDuration,
+    /// Bytes of rows in one Kafka transaction; a larger upstream transaction is written in parts.
+    pub max_kafka_transaction: ByteSize,
+    /// How long Kafka lets a transaction stay open before it aborts it.
+    pub transaction_timeout: HumanDuration,
+    /// What happens to a row larger than the topic's `max.message.bytes`.
+    pub large_row: LargeRowPolicy,
+    /// none, lz4, snappy, gzip, zstd.
+    pub compression: String,
+}
+
+/// What happens to a row larger than a record may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LargeRowPolicy {
+    /// Its value is cut into several records.
+    #[default]
+    Chunk,
+    /// The feed stops, naming it.
+    Stop,
+    /// Not supported yet: refused.
+    ClaimCheck,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            addr: String::new(),
+            advertise_addr: String::new(),
+            pd_urls: "http://127.0.0.1:2379".into(),
+            data_dir: "data.drainer".into(),
+            node_id: String::new(),
+            detect_interval: HumanDuration::from_secs(5),
+            initial_commit_ts: -1,
+            log_level: "info".into(),
+            log_file: None,
+            log_format: LogFormat::default(),
+            pull_budget: ByteSize::mib(32),
+            max_message_size: ByteSize::gib(1),
+            tidb_status: String::new(),
+            lease: HumanDuration::from_secs(10),
+            security: Security::default(),
+            syncer: SyncerConfig::default(),
+            kafka: KafkaConfig::default(),
+            output: OutputConfig::default(),
+            admin: AdminConfig::on("127.0.0.1:8248"),
+        }
+    }
+}
+
+impl Default for SyncerConfig {
+    fn default() -> Self {
+        Self {
+            db_type: "kafka".into(),
+            ignore_schemas: "INFORMATION_SCHEMA,PERFORMANCE_SCHEMA,mysql".into(),
+            replicate_do_db: Vec::new(),
+            replicate_do_table: Vec::new(),
+            ignore_table: Vec::new(),
+            to: ToConfig::default(),
+        }
+    }
+}
+
+impl Default for OutputConfig {
+    fn default() -> Self {
+        Self {
+            partitions: 8,
+            replication_factor: -1,
+            retention: HumanDuration::from_secs(0),
+            commit_interval: HumanDuration::from_millis(100),
+            max_kafka_transaction: ByteSize::mib(64),
+            transaction_timeout: HumanDuration::from_secs(60),
+            large_row: LargeRowPolicy::Chunk,
+            compression: "lz4".into(),
+        }
+    }
+}
+
+impl SyncerConfig {
+    /// The filter rules.
+    ///
+    /// # Errors
+    /// A pattern is not a valid regular expression; the error names the key.
+    pub fn filter(&self) -> Result<Filter, Invalid> {
+        let ignore_schemas = list(&self.ignore_schemas);
+        Filter::new(FilterRules {
+            do_dbs: self.replicate_do_db.clone(),
+            do_tables: self.replicate_do_table.clone(),
+            ignore_schemas,
+            ignore_tables: self.ignore_table.clone(),
+        })
+        .map_err(|e| Invalid::new("syncer", e.to_string()))
+    }
+}
+
+fn list(text: &str) -> Vec<String> {
+    text.split(',').map(|item| item.trim().to_owned()).filter(|item| !item.is_empty()).collect()
+}
+
+impl Config {
+    /// PD's client URLs one by one.
+    pub fn pd_urls(&self) -> Vec<String> {
+        list(&self.pd_urls)
+    }
+
+    /// TiDB status ports one by one; empty: those that PD knows.
+    pub fn tidb_status(&self) -> Vec<String> {
+        list(&self.tidb_status)
+    }
+
+    /// The `[kafka]` section with the brokers of `[syncer.to]`, whichever was set.
+    pub fn kafka(&self) -> KafkaConfig {
+        let mut kafka = self.kafka.clone();
+        if !self.syncer.to.kafka_addrs.is_empty() {
+            kafka.brokers = list(&self.syncer.to.kafka_addrs);
+        }
+        if kafka.brokers.is_empty() {
+            kafka.brokers = vec!["127.0.0.1:9092".to_owned()];
+        }
+        kafka
+    }
+
+    /// Name of the row topic.
+    pub fn topic(&self, cluster_id: u64) -> String {
+        match self.syncer.to.topic_name.as_str() {
+            "" => format!("sluice_{cluster_id}"),
+            topic => topic.to_owned(),
+        }
+    }
+
+    /// `addr` without a scheme, or the default.
+    pub fn listen_addr(&self) -> String {
+        if self.addr.is_empty() { default_addr() } else { without_scheme(&self.addr).to_owned() }
+    }
+
+    /// What is registered, given the port that is really listened on.
+    pub fn registered_addr(&self, listening: std::net::SocketAddr) -> String {
+        if !self.advertise_addr.is_empty() {
+            return without_scheme(&self.advertise_addr).to_owned();
+        }
+        let host = self.listen_addr().rsplit_once(':').map(|(host, _)| host.to_owned()).unwrap_or_default();
+        format!("{host}:{}", listening.port())
+    }
+
+    /// How to log.
+    pub fn log(&self) -> LogConfig {
+        LogConfig { level: self.log_level.clone(), format: self.log_format, file: self.log_file.clone() }
+    }
+}
+
+impl LargeRowPolicy {
+    /// For the translation; `None` for the one that is not supported.
+    pub fn supported(self) -> Option<LargeRow> {
+        match self {
+            Self::Chunk => Some(LargeRow::Chunk),
+            Self::Stop => Some(LargeRow::Stop),
+            Self::ClaimCheck => None,
+        }
+    }
+}
+
+impl Validate for Config {
+    fn validate(&self) -> Result<(), Invalid> {
+        host_port("addr", &self.listen_addr())?;
+        let advertised =
+            if self.advertise_addr.is_empty() { self.listen_addr() } else { self.advertise_addr.clone() };
+        let host = host_port("advertise-addr", without_scheme(&advertised))?;
+        if host.is_empty() || host == "0.0.0.0" || host == "[::]" {
+            let reason = format!(
+                "`{advertised}` cannot be dialled by pumps; set a host name or address of this machine"
+            );
+            return Err(Invalid::new("advertise-addr", reason));
+        }
+        if self.pd_urls().is_empty() {
+            return Err(Invalid::new("pd-urls", "is empty; give PD's client URLs, as http://host:2379"));
+        }
+        if let Some(url) =
+            self.pd_urls().iter().find(|u| !u.starts_with("http://") && !u.starts_with("https://"))
+        {
+            return Err(Invalid::new("pd-urls", format!("`{url}` needs a scheme: http:// or https://")));
+        }
+        if self.node_id.contains('/') {
+            let reason = format!("`{}` contains a slash, which breaks the listing of drainers", self.node_id);
+            return Err(Invalid::new("node-id", reason));
+        }
+        if self.initial_commit_ts < -1 {
+            return Err(Invalid::new("initial-commit-ts", "is a TSO; −1 means the savepoint, else now"));
+        }
+        if self.syncer.db_type != "kafka" {
+            let reason = format!(
+                "`{}` is not written by this drainer, only `kafka`; see apply-mysql and export-files",
+                self.syncer.db_type
+            );
+            return Err(Invalid::new("syncer.db-type", reason));
+        }
+        self.syncer.filter()?;
+        self.validate_topic()?;
+        if !self.syncer.to.kafka_addrs.is_empty()
+            && !self.kafka.brokers.is_empty()
+            && list(&self.syncer.to.kafka_addrs) != self.kafka.brokers
+        {
+            return Err(Invalid::new("syncer.to.kafka-addrs", "differs from kafka.brokers; set one of them"));
+        }
+        self.kafka().validate()?;
+        self.validate_output()?;
+        for (field, size) in [("pull-budget", self.pull_budget), ("max-message-size", self.max_message_size)]
+        {
+            if size.as_u64() < 64 * 1024 || size.as_u64() > u64::from(u32::MAX) {
+                return Err(Invalid::new(field, format!("{size} is out of range: 64KiB to 4GiB")));
+            }
+        }
+        for (field, duration) in [("detect-interval", self.detect_interval), ("lease", self.lease)] {
+            if duration.get().as_secs() < 1 {
+                return Err(Invalid::new(field, "must be at least 1s"));
+            }
+        }
+        self.security.validate()?;
+        self.admin.validate()
+    }
+}
+
+impl Config {
+    fn validate_topic(&self) -> Result<(), Invalid> {
+        let topic = self.topic(u64::MAX);
+        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        // Kafka allows 249; the longest suffix of ours is `.commits`.
+        if topic.len() > 240 || !topic.chars().all(legal) || topic == "." || topic == ".." {
+            let reason = format!("`{topic}` is no topic name: up to 240 of a-z A-Z 0-9 . _ -");
+            return Err(Invalid::new("syncer.to.topic-name", reason));
+        }
+        Ok(())
+    }
+
+    fn validate_output(&self) -> Result<(), Invalid> {
+        let output = &self.output;
+        if output.partitions == 0 || output.partitions > 4000 {
+            return Err(Invalid::new(
+                "output.partitions",
+                "must be 1 to 4000: a commit record names them all",
+            ));
+        }
+        if output.replication_factor == 0 || output.replication_factor < -1 {
+            return Err(Invalid::new(
+                "output.replication-factor",
+                "must be positive, or −1 for the brokers' default",
+            ));
+        }
+        if output.large_row.supported().is_none() {
+            let reason = "`claim-check` is not supported by this version; use `chunk` or `stop`";
+            return Err(Invalid::new("output.large-row", reason));
+        }
+        if !["none", "lz4", "snappy", "gzip", "zstd"].contains(&output.compression.as_str()) {
+            return Err(Invalid::new("output.compression", "must be none, lz4, snappy, gzip or zstd"));
+        }
+        let interval = output.commit_interval.get();
+        if interval.is_zero() || interval.as_secs() >= 10 {
+            return Err(Invalid::new("output.commit-interval", "must be above 0 and below 10s"));
+        }
+        let timeout = output.transaction_timeout.get().as_secs();
+        if !(10..=900).contains(&timeout) {
+            return Err(Invalid::new("output.transaction-timeout", "must be 10s to 15m, the brokers' limit"));
+        }
+        let bytes = output.max_kafka_transaction.as_u64();
+        if bytes < 64 * 1024 || bytes > 4 << 30 {
+            return Err(Invalid::new("output.max-kafka-transaction", "must be 64KiB to 4GiB"));
+        }
+        Ok(())
+    }
+}
+
+fn host_port<'a>(field: &str, address: &'a str) -> Result<&'a str, Invalid> {
+    match address.rsplit_once(':') {
+        Some((host, port)) if port.parse::<u16>().is_ok() => Ok(host),
+        _ => Err(Invalid::new(field, format!("`{address}` is not host:port"))),
+    }
+}
+
+fn without_scheme(address: &str) -> &str {
+    address.split_once("://").map_or(address, |(_, rest)| rest).trim_end_matches('/')
+}
+
+/// The address this machine would send from (nothing is sent), or loopback.
+fn default_addr() -> String {
+    let routed = UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
+        socket.connect("192.0.2.1:9")?;
+        socket.local_addr()
+    });
+    match routed {
+        Ok(address) if !address.ip().is_unspecified() => format!("{}:8249", address.ip()),
+        _ => "127.0.0.1:8249".to_owned(),
+    }
+}

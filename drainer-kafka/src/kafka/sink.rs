@@ -1,0 +1,407 @@
+//! Writes the log: takes shaped transactions in order, puts them into Kafka transactions, and ends each with the commit
+//! records that name its rows.
+//!
+//! A Kafka transaction is committed as soon as the one before is done and nothing more is at hand, when it is full, or
+//! when `commit-interval` is over; meanwhile the next transactions are being shaped. Idle, a TICK goes out each second.
+//!
+//! Crash: whatever was not committed is aborted by the successor's `init_transactions`, which then goes on after the last
+//! commit record. Any failure here ends the epoch; the producer is dropped.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use schemas::sluice::v1::RowMeta;
+use tidb::ts::{CommitTs, Tso};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::task::JoinHandle;
+use tracing::{debug, info};
+
+use super::producer::{Acks, Producer};
+use super::topics::Topics;
+use super::{LogError, blocking};
+use crate::metrics;
+use crate::schema::records::SchemaTopicRecord;
+use crate::sequence::{RowRecord, Sequencer, TxnHeader};
+use crate::status::Status;
+use crate::translate::{Shape, TranslateError, TxnRows};
+
+/// How often an idle log gets a record.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Bytes of a large transaction that are shaped at a time.
+const SLICE: usize = 1 << 20;
+
+/// A transaction whose rows are shaped, or about to be.
+#[derive(Debug)]
+pub struct Shaped {
+    /// What it is.
+    pub header: TxnHeader,
+    /// Its rows.
+    pub rows: Rows,
+    /// Rows of dropped tables.
+    pub discarded: u64,
+    /// Rows that the rules leave out.
+    pub filtered: u64,
+    /// Its share of its pump's budget, given back when it is in Kafka.
+    pub budget: Option<Arc<OwnedSemaphorePermit>>,
+}
+
+/// The rows of a transaction.
+#[derive(Debug)]
+pub enum Rows {
+    /// All of them.
+    Whole(Vec<RowRecord>),
+    /// Too many to hold: shaped slice by slice.
+    Sliced(Box<TxnRows>),
+}
+
+/// What the sink is handed, in order.
+#[derive(Debug)]
+pub enum Work {
+    /// Transactions that are being shaped; nothing else comes before them.
+    Shaping(JoinHandle<Result<Vec<Shaped>, TranslateError>>),
+    /// A DDL: what the schema topic gets, and its entry if it goes out.
+    Ddl {
+        /// Its place.
+        commit_ts: CommitTs,
+        /// Definitions and DDL.
+        records: Vec<SchemaTopicRecord>,
+        /// Its entry; `None` if the rules leave it out.
+        entry: Option<TxnHeader>,
+    },
+    /// Everything at or below it came before.
+    Resolved(Tso),
+    /// Transactions in (from, to] are missing, by an operator's decision.
+    Gap {
+        /// Exclusive.
+        from: Tso,
+        /// Inclusive.
+        to: Tso,
+        /// Whose, and why.
+        cause: String,
+    },
+}
+
+/// Why the sink ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SinkError {
+    /// Kafka, or the order of the log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// A transaction cannot be shaped.
+    #[error(transparent)]
+    Translate(#[from] TranslateError),
+    /// A shaping task panicked.
+    #[error("a shaping task did not come back")]
+    Shaping,
+}
+
+impl From<crate::sequence::SequenceError> for SinkError {
+    fn from(error: crate::sequence::SequenceError) -> Self {
+        Self::Log(error.into())
+    }
+}
+
+/// How the log is written.
+#[derive(Clone, Debug)]
+pub struct SinkOptions {
+    /// Names.
+    pub topics: Topics,
+    /// Names of the row topics, as the layout numbers them.
+    pub row_topics: Vec<String>,
+    /// The longest a transaction waits.
+    pub commit_interval: Duration,
+    /// Bytes of rows in a Kafka transaction.
+    pub max_transaction: usize,
+    /// How rows become records.
+    pub shape: Shape,
+}
+
+/// The sink of one epoch.
+#[derive(Debug)]
+pub struct Sink {
+    producer: Producer,
+    sequencer: Sequencer,
+    options: SinkOptions,
+    status: Status,
+    /// The open Kafka transaction.
+    acks: Option<Arc<Acks>>,
+    begun: Instant,
+    /// Permits of the transactions in it.
+    budgets: Vec<Arc<OwnedSemaphorePermit>>,
+    /// Schema records sent in it.
+    schema_records: usize,
+    /// When the log gets a record even if nothing happens.
+    tick_due: tokio::time::Instant,
+}
+
+impl Sink {
+    /// Over a producer that has fenced its predecessor.
+    pub fn new(producer: Producer, sequencer: Sequencer, options: SinkOptions, status: Status) -> Self {
+        Self {
+            producer,
+            sequencer,
+            options,
+            status,
+            acks: None,
+            begun: Instant::now(),
+            budgets: Vec::new(),
+            schema_records: 0,
+            tick_due: tokio::time::Instant::now() + TICK,
+        }
+    }
+
+    /// Begins the epoch: START, together with what the schema topic lacks.
+    pub async fn start(&mut self, schema: &[SchemaTopicRecord]) -> Result<(), SinkError> {
+        self.begin()?;
+        self.send_schema(schema, Tso::ZERO).await?;
+        let record = self.sequencer.start();
+        self.commit("start", vec![record]).await?;
+        metrics::epoch();
+        info!(
+            epoch = self.sequencer.epoch(), position = %self.sequencer.watermark(), next_seq = self.sequencer.next_seq(),
+            definitions = schema.len(), "began an epoch"
+        );
+        Ok(())
+    }
+
+    /// Writes what comes until nothing more does; then the log is complete up to there. On an error the epoch is over.
+    pub async fn run(mut self, mut work: mpsc::Receiver<Work>) -> Result<(), SinkError> {
+        let result = self.write(&mut work).await;
+        // No more work: whoever produces it finds out.
+        drop(work);
+        let _ = blocking(move || {
+            drop(self);
+            Ok(())
+        })
+        .await;
+        result
+    }
+
+    async fn write(&mut self, work: &mut mpsc::Receiver<Work>) -> Result<(), SinkError> {
+        let mut ready: Option<Work> = None;
+        loop {
+            let next = match ready.take() {
+                Some(work) => Some(work),
+                None => tokio::select! {
+                    biased;
+                    () = tokio::time::sleep_until(self.tick_due) => None,
+                    next = work.recv() => match next {
+                        Some(work) => Some(work),
+                        None => return Ok(()),
+                    },
+                },
+            };
+            match next {
+                None => {
+                    self.begin()?;
+                    let record = self.sequencer.tick();
+                    self.commit("tick", vec![record]).await?;
+                }
+                Some(Work::Resolved(watermark)) => self.sequencer.advance(watermark),
+                Some(Work::Gap { from, to, cause }) => {
+                    self.begin()?;
+                    let record = self.sequencer.gap(from, to, cause);
+                    self.commit("gap", vec![record]).await?;
+                }
+                Some(first) => ready = self.batch(first, work).await?,
+            }
+        }
+    }
+
+    /// Fills a Kafka transaction and commits it. Returns work that did not belong into it.
+    async fn batch(
+        &mut self,
+        first: Work,
+        work: &mut mpsc::Receiver<Work>,
+    ) -> Result<Option<Work>, SinkError> {
+        self.begun = Instant::now();
+        let mut next = Some(first);
+        let mut left_over = None;
+        while let Some(item) = next.take() {
+            match item {
+                Work::Shaping(mut shaping) => {
+                    // What is not ready when the interval is over waits for the next transaction.
+                    let rest = self.options.commit_interval.saturating_sub(self.begun.elapsed());
+                    let shaped = if self.acks.is_none() {
+                        (&mut shaping).await
+                    } else {
+                        match tokio::time::timeout(rest, &mut shaping).await {
+                            Ok(shaped) => shaped,
+                            Err(_) => {
+                                left_over = Some(Work::Shaping(shaping));
+                                break;
+                            }
+                        }
+                    };
+                    for transaction in shaped.map_err(|_| SinkError::Shaping)?? {
+                        self.transaction(transaction).await?;
+                    }
+                }
+                Work::Ddl { commit_ts, records, entry } => self.ddl(commit_ts, records, entry).await?,
+                Work::Resolved(watermark) => self.sequencer.advance(watermark),
+                gap @ Work::Gap { .. } => {
+                    left_over = Some(gap);
+                    break;
+                }
+            }
+            if self.sequencer.batch_bytes() >= self.options.max_transaction
+                || self.begun.elapsed() >= self.options.commit_interval
+            {
+                break;
+            }
+            next = work.try_recv().ok();
+        }
+        self.settle("batch").await?;
+        Ok(left_over)
+    }
+
+    async fn transaction(&mut self, shaped: Shaped) -> Result<(), SinkError> {
+        metrics::skipped_rows(shaped.discarded, shaped.filtered);
+        let commit_ts = shaped.header.commit_ts;
+        if shaped.header.changes == 0 {
+            self.sequencer.advance(commit_ts.0);
+            return Ok(());
+        }
+        let room = self.options.max_transaction.saturating_sub(self.sequencer.batch_bytes());
+        let alone = match &shaped.rows {
+            Rows::Sliced(_) => true,
+            Rows::Whole(records) => records.iter().map(RowRecord::size).sum::<usize>() > room,
+        };
+        if alone || !self.sequencer.fits(&shaped.header) {
+            self.settle("batch").await?;
+        }
+        self.begin()?;
+        let opened = self.sequencer.open(shaped.header)?;
+        self.budgets.extend(shaped.budget);
+        match shaped.rows {
+            Rows::Whole(records) => {
+                for record in records.iter().filter(|record| record.change >= opened.skip_changes) {
+                    self.row(record).await?;
+                }
+            }
+            Rows::Sliced(rows) => self.sliced(*rows, opened.skip_changes).await?,
+        }
+        self.sequencer.close()?;
+        if self.sequencer.has_open() {
+            self.settle("part").await?;
+        }
+        Ok(())
+    }
+
+    /// A transaction too large to be shaped at once. Over `max-kafka-transaction` it goes out in parts.
+    async fn sliced(&mut self, mut rows: TxnRows, skip_changes: u32) -> Result<(), SinkError> {
+        rows.skip(skip_changes)?;
+        loop {
+            let shape = self.options.shape;
+            let (slice, back) = tokio::task::spawn_blocking(move || {
+                let slice = rows.next_slice(&shape, SLICE);
+                (slice, rows)
+            })
+            .await
+            .map_err(|_| SinkError::Shaping)?;
+            rows = back;
+            let slice = slice?;
+            if slice.is_empty() {
+                return Ok(());
+            }
+            if self.sequencer.batch_bytes() + SLICE > self.options.max_transaction
+                && self.sequencer.batch_bytes() > 0
+            {
+                self.settle("part").await?;
+                self.begin()?;
+            }
+            for record in &slice {
+                self.row(record).await?;
+            }
+        }
+    }
+
+    async fn row(&mut self, record: &RowRecord) -> Result<(), SinkError> {
+        let (Some(acks), Some(meta)) = (&self.acks, self.sequencer.row(record)) else { return Ok(()) };
+        let topic = &self.options.row_topics[usize::from(record.place.topic)];
+        let (place, key) = (record.place, record.key.as_deref());
+        self.producer.send(acks, topic, place.partition, Some(place), key, &record.value, &meta).await?;
+        Ok(())
+    }
+
+    async fn ddl(
+        &mut self,
+        commit_ts: CommitTs,
+        records: Vec<SchemaTopicRecord>,
+        entry: Option<TxnHeader>,
+    ) -> Result<(), SinkError> {
+        if entry.as_ref().is_some_and(|header| !self.sequencer.fits(header)) {
+            self.settle("batch").await?;
+        }
+        if !records.is_empty() || entry.is_some() {
+            self.begin()?;
+            self.send_schema(&records, commit_ts.0).await?;
+        }
+        match entry {
+            Some(header) => {
+                self.sequencer.open(header)?;
+                self.sequencer.close()?;
+            }
+            // The definitions and the watermark that covers them belong into one Kafka transaction.
+            None => self.sequencer.advance(commit_ts.0),
+        }
+        Ok(())
+    }
+
+    async fn send_schema(&mut self, records: &[SchemaTopicRecord], commit_ts: Tso) -> Result<(), SinkError> {
+        let Some(acks) = &self.acks else { return Ok(()) };
+        for record in records {
+            let meta = RowMeta { epoch: self.sequencer.epoch(), commit_ts: commit_ts.get(), ..record.meta };
+            let key = Some(record.key.as_bytes());
+            self.producer.send(acks, &self.options.topics.schema, 0, None, key, &record.value, &meta).await?;
+            self.schema_records += 1;
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self) -> Result<(), SinkError> {
+        if self.acks.is_none() {
+            self.acks = Some(self.producer.begin()?);
+            self.begun = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Ends the Kafka transaction: all offsets first, then the commit records that name them.
+    async fn settle(&mut self, kind: &'static str) -> Result<(), SinkError> {
+        let Some(acks) = self.acks.clone() else { return Ok(()) };
+        if self.sequencer.batch_is_empty() && self.schema_records == 0 {
+            return Ok(());
+        }
+        self.producer.flush().await?;
+        let delivered = acks.all().await?;
+        let (transactions, changes) = self.sequencer.batch_counts();
+        let bytes = self.sequencer.batch_bytes();
+        let records = self.sequencer.settle(&delivered)?;
+        self.commit(kind, records).await?;
+        debug!(transactions, changes, bytes, "committed a Kafka transaction");
+        metrics::written_batch(transactions, changes, bytes);
+        Ok(())
+    }
+
+    async fn commit(
+        &mut self,
+        kind: &'static str,
+        records: Vec<schemas::sluice::v1::CommitRecord>,
+    ) -> Result<(), SinkError> {
+        let Some(acks) = self.acks.take() else { return Ok(()) };
+        for record in &records {
+            self.producer.send_commit(&acks, &self.options.topics.commits, record).await?;
+        }
+        self.producer.commit().await?;
+        // Everything was delivered before the commit; this only picks up a report of failure.
+        acks.all().await?;
+        metrics::committed(kind, self.begun.elapsed());
+        self.budgets.clear();
+        self.schema_records = 0;
+        self.tick_due = tokio::time::Instant::now() + TICK;
+        self.status.written(self.sequencer.watermark(), self.sequencer.next_seq());
+        Ok(())
+    }
+}

@@ -1,0 +1,464 @@
+//! Turns a transaction's binlog into row records, shaped by the definitions at its place in commit order. Pure.
+//!
+//! The rules (design: the order of the merge decides):
+//! - Only public, visible columns go out. Virtual generated columns never do (only deleted rows bring them); stored
+//!   ones go out in both images, as the upstream computed them.
+//! - A column that an inserted row lacks gets its `origin_default`, else NULL, else the type's zero. A column that an
+//!   updated or deleted row lacks is left out: it is absent, not NULL.
+//! - Rows of a table id that was dropped or truncated earlier in commit order are invisible upstream: discarded and
+//!   counted. After EXCHANGE PARTITION, rows under the plain table's old id are rows of the partitioned table.
+//! - A table id that no DDL made stops the feed.
+//! - While REORGANIZE PARTITION runs, TiDB records writes twice; the second of two equal neighbours is left out.
+//!
+//! A transaction is turned into records slice by slice ([`TxnRows::next_slice`]), so that a large one is never in
+//! memory twice.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::Message;
+use schemas::binlog::{MutationType, PrewriteValue, TableMutation};
+use schemas::digest::record_checksum;
+use schemas::sluice::v1 as proto;
+use tidb::model::ColumnInfo;
+use tidb::row::{RowError, RowImage, decode_delete, decode_insert, decode_update};
+use tidb::ts::{CommitTs, StartTs};
+use tidb::value::Value;
+
+use crate::native;
+use crate::schema::{Definition, Definitions, Lookup};
+use crate::sequence::RowRecord;
+use crate::transaction::Transaction;
+
+/// What to do with a row whose record would be larger than the broker takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LargeRow {
+    /// Cut its value into several records.
+    #[default]
+    Chunk,
+    /// Stop the feed, naming it.
+    Stop,
+}
+
+/// How records are made.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// The most bytes of key and value that one record may hold.
+    pub max_record: usize,
+    /// What happens to larger ones.
+    pub large_row: LargeRow,
+}
+
+/// Why a transaction cannot be turned into records.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("transaction start_ts {start_ts}, commit_ts {commit_ts}: {fault}")]
+pub struct TranslateError {
+    /// The transaction.
+    pub start_ts: StartTs,
+    /// Its place.
+    pub commit_ts: CommitTs,
+    /// What is wrong.
+    pub fault: TranslateFault,
+}
+
+/// What is wrong with a transaction.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum TranslateFault {
+    /// Its payload is no `PrewriteValue`.
+    #[error("its payload is not a PrewriteValue: {0}")]
+    Payload(String),
+    /// It names a table that no DDL so far made.
+    #[error(
+        "it writes to table id {0}, which no DDL before it made. The upstream's DDL history is incomplete, or the feed \
+         began at a commit_ts that lies before the table's creation by a TiDB without binlog"
+    )]
+    UnknownTable(i64),
+    /// A kind of mutation that TiDB has not written since version 2.
+    #[error("table id {table_id} has a mutation of the obsolete kind {kind}")]
+    ObsoleteMutation {
+        /// The table.
+        table_id: i64,
+        /// TiDB's number.
+        kind: i32,
+    },
+    /// The order list names more rows than there are.
+    #[error("the order list of table id {table_id} names more {kind} rows than the transaction holds")]
+    MissingRow {
+        /// The table.
+        table_id: i64,
+        /// Which list is too short.
+        kind: &'static str,
+    },
+    /// A row cannot be read.
+    #[error("a row does not fit its table's definition at this place in commit order: {0}")]
+    Row(#[from] RowError),
+    /// A column's default cannot be read.
+    #[error("column {column} of table {table}: its origin_default cannot be read: {reason}")]
+    Default {
+        /// The table.
+        table: String,
+        /// The column.
+        column: String,
+        /// Why.
+        reason: String,
+    },
+    /// A row is larger than a record may be, and the policy is to stop.
+    #[error(
+        "a row of {table} takes {bytes} bytes, more than the {limit} of the topic's max.message.bytes; raise that, or \
+         set large-row = \"chunk\""
+    )]
+    TooLarge {
+        /// The table.
+        table: String,
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// More changes than a transaction's numbering holds.
+    #[error("it has more than {} changes", u32::MAX)]
+    TooManyChanges,
+}
+
+/// The rows of one table within a transaction.
+#[derive(Debug)]
+struct TableRows {
+    definition: Arc<Definition>,
+    mutation: TableMutation,
+    cursor: Cursor,
+}
+
+/// How far a table's three lists have been read.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cursor {
+    sequence: usize,
+    inserted: usize,
+    updated: usize,
+    deleted: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Op {
+    Insert,
+    Update,
+    Delete,
+}
+
+/// A transaction being turned into records.
+#[derive(Debug)]
+pub struct TxnRows {
+    start_ts: StartTs,
+    commit_ts: CommitTs,
+    tables: std::vec::IntoIter<TableRows>,
+    current: Option<TableRows>,
+    changes: u32,
+    next_change: u32,
+    discarded: u64,
+    filtered: u64,
+}
+
+impl TxnRows {
+    /// Reads the transaction's payload and counts what will come out of it.
+    pub fn new(transaction: &Transaction, definitions: &Definitions) -> Result<Self, TranslateError> {
+        let mut rows = Self {
+            start_ts: transaction.start_ts,
+            commit_ts: transaction.commit_ts,
+            tables: Vec::new().into_iter(),
+            current: None,
+            changes: 0,
+            next_change: 0,
+            discarded: 0,
+            filtered: 0,
+        };
+        let tables =
+            rows.plan(transaction.payload.clone(), definitions).map_err(|fault| rows.error(fault))?;
+        rows.tables = tables.into_iter();
+        Ok(rows)
+    }
+
+    fn plan(&mut self, payload: Bytes, definitions: &Definitions) -> Result<Vec<TableRows>, TranslateFault> {
+        let value = PrewriteValue::decode(payload).map_err(|e| TranslateFault::Payload(e.to_string()))?;
+        let mut tables = Vec::with_capacity(value.mutations.len());
+        for mutation in value.mutations {
+            let listed = mutation.sequence.len() as u64;
+            let definition = match definitions.lookup(mutation.table_id()) {
+                Lookup::Unknown => return Err(TranslateFault::UnknownTable(mutation.table_id())),
+                Lookup::Dropped => {
+                    self.discarded += listed;
+                    continue;
+                }
+                Lookup::Live(definition) if definition.place.is_none() => {
+                    self.filtered += listed;
+                    continue;
+                }
+                Lookup::Live(definition) => definition.clone(),
+            };
+            let mut rows = TableRows { definition, mutation, cursor: Cursor::default() };
+            let mut count = 0_usize;
+            while rows.next_row()?.is_some() {
+                count += 1;
+            }
+            rows.cursor = Cursor::default();
+            let total = u64::from(self.changes) + count as u64;
+            self.changes = u32::try_from(total).map_err(|_| TranslateFault::TooManyChanges)?;
+            tables.push(rows);
+        }
+        Ok(tables)
+    }
+
+    /// When the transaction began.
+    pub fn start_ts(&self) -> StartTs {
+        self.start_ts
+    }
+
+    /// Its place in the order.
+    pub fn commit_ts(&self) -> CommitTs {
+        self.commit_ts
+    }
+
+    /// Changes that pass the filters.
+    pub fn changes(&self) -> u32 {
+        self.changes
+    }
+
+    /// Rows of dropped or truncated tables that were discarded.
+    pub fn discarded(&self) -> u64 {
+        self.discarded
+    }
+
+    /// Rows that the filter rules leave out.
+    pub fn filtered(&self) -> u64 {
+        self.filtered
+    }
+
+    /// Leaves out the first `changes`: a predecessor has written them.
+    pub fn skip(&mut self, changes: u32) -> Result<(), TranslateError> {
+        for _ in 0..changes {
+            self.next_row().map_err(|fault| self.error(fault))?;
+        }
+        Ok(())
+    }
+
+    /// The next records, whole changes, until they take `max_bytes` or more; empty at the end.
+    pub fn next_slice(&mut self, shape: &Shape, max_bytes: usize) -> Result<Vec<RowRecord>, TranslateError> {
+        let mut out = Vec::new();
+        let mut bytes = 0;
+        while bytes < max_bytes {
+            let from = out.len();
+            match self.next_change(shape, &mut out) {
+                Ok(true) => bytes += out[from..].iter().map(RowRecord::size).sum::<usize>(),
+                Ok(false) => break,
+                Err(fault) => return Err(self.error(fault)),
+            }
+        }
+        Ok(out)
+    }
+
+    fn next_change(&mut self, shape: &Shape, out: &mut Vec<RowRecord>) -> Result<bool, TranslateFault> {
+        let change = self.next_change;
+        let Some((definition, op, blob)) = self.next_row()? else { return Ok(false) };
+        shape.records(&definition, op, &blob, change, out)?;
+        Ok(true)
+    }
+
+    fn next_row(&mut self) -> Result<Option<(Arc<Definition>, Op, Bytes)>, TranslateFault> {
+        loop {
+            if self.current.is_none() {
+                self.current = self.tables.next();
+            }
+            let Some(rows) = &mut self.current else { return Ok(None) };
+            if let Some((op, blob)) = rows.next_row()? {
+                let row = (rows.definition.clone(), op, blob);
+                self.next_change += 1;
+                return Ok(Some(row));
+            }
+            self.current = None;
+        }
+    }
+
+    fn error(&self, fault: TranslateFault) -> TranslateError {
+        TranslateError { start_ts: self.start_ts, commit_ts: self.commit_ts, fault }
+    }
+}
+
+impl TableRows {
+    /// The next row in the order of the statements. Rows that the order list does not name do not exist.
+    fn next_row(&mut self) -> Result<Option<(Op, Bytes)>, TranslateFault> {
+        let table_id = self.mutation.table_id();
+        // Writes are doubled only while a partitioned table is being reorganised.
+        let may_double = self.definition.info.partition.is_some();
+        while let Some(kind) = self.mutation.sequence.get(self.cursor.sequence).copied() {
+            let repeated_kind = self
+                .cursor
+                .sequence
+                .checked_sub(1)
+                .is_some_and(|before| self.mutation.sequence[before] == kind);
+            self.cursor.sequence += 1;
+            let (op, list, at, name) = match MutationType::try_from(kind) {
+                Ok(MutationType::Insert) => {
+                    (Op::Insert, &self.mutation.inserted_rows, &mut self.cursor.inserted, "inserted")
+                }
+                Ok(MutationType::Update) => {
+                    (Op::Update, &self.mutation.updated_rows, &mut self.cursor.updated, "updated")
+                }
+                Ok(MutationType::DeleteRow) => {
+                    (Op::Delete, &self.mutation.deleted_rows, &mut self.cursor.deleted, "deleted")
+                }
+                Ok(MutationType::DeleteId | MutationType::DeletePk) | Err(_) => {
+                    return Err(TranslateFault::ObsoleteMutation { table_id, kind });
+                }
+            };
+            let Some(blob) = list.get(*at) else {
+                return Err(TranslateFault::MissingRow { table_id, kind: name });
+            };
+            let doubled =
+                may_double && repeated_kind && at.checked_sub(1).is_some_and(|before| list[before] == *blob);
+            *at += 1;
+            if !doubled {
+                return Ok(Some((op, blob.clone())));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Shape {
+    /// Appends the records of one change.
+    fn records(
+        &self,
+        definition: &Definition,
+        op: Op,
+        blob: &Bytes,
+        change: u32,
+        out: &mut Vec<RowRecord>,
+    ) -> Result<(), TranslateFault> {
+        let (before, after) = match op {
+            Op::Insert => (None, Some(inserted(definition, &decode_insert(&definition.info, blob)?)?)),
+            Op::Update => {
+                let (before, after) = decode_update(&definition.info, blob)?;
+                (Some(present(definition, &before)), Some(present(definition, &after)))
+            }
+            Op::Delete => (Some(present(definition, &decode_delete(&definition.info, blob)?)), None),
+        };
+        let key = after.as_deref().or(before.as_deref()).and_then(|image| row_key(definition, image));
+        let value = proto::RowChange {
+            database: definition.database.clone(),
+            table: definition.table().to_owned(),
+            op: match op {
+                Op::Insert => proto::Op::Insert,
+                Op::Update => proto::Op::Update,
+                Op::Delete => proto::Op::Delete,
+            }
+            .into(),
+            before: before.unwrap_or_default(),
+            after: after.unwrap_or_default(),
+        };
+        let value = Bytes::from(value.encode_to_vec());
+        let Some(place) = definition.place else { return Ok(()) };
+        let key_bytes = key.as_ref().map_or(0, Bytes::len);
+        let bytes = key_bytes + value.len();
+        let too_large = || TranslateFault::TooLarge {
+            table: format!("{}.{}", definition.database, definition.table()),
+            bytes,
+            limit: self.max_record,
+        };
+        if bytes > self.max_record && self.large_row == LargeRow::Stop {
+            return Err(too_large());
+        }
+        // A key that leaves no room for a value (a primary key over megabytes of text) is left out: the value has it.
+        let (key, room) = match key {
+            Some(key) if key.len() * 2 <= self.max_record => (Some(key), self.max_record - key_bytes),
+            _ => (None, self.max_record),
+        };
+        let room = room.max(1);
+        let records = u32::try_from(value.len().div_ceil(room).max(1)).map_err(|_| too_large())?;
+        for record in 0..records {
+            let from = record as usize * room;
+            let slice = value.slice(from..value.len().min(from + room));
+            out.push(RowRecord {
+                place,
+                checksum: record_checksum(key.as_deref(), Some(&slice)),
+                key: key.clone(),
+                value: slice,
+                change,
+                record,
+                records,
+                table_id: definition.id(),
+                schema_version: definition.version,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// The columns of an image that go out, where it has them.
+fn present(definition: &Definition, image: &RowImage) -> Vec<proto::Field> {
+    let mut find = Finder::new(image);
+    carried(definition).filter_map(|c| find.get(c.id).map(|value| native::field(c.id, value))).collect()
+}
+
+/// The columns of an inserted row, complete.
+fn inserted(definition: &Definition, image: &RowImage) -> Result<Vec<proto::Field>, TranslateFault> {
+    let mut find = Finder::new(image);
+    carried(definition)
+        .map(|column| match find.get(column.id) {
+            Some(value) => Ok(native::field(column.id, value)),
+            None => Ok(native::field(column.id, &missing(definition, column)?)),
+        })
+        .collect()
+}
+
+/// The value of a column that an inserted row lacks.
+fn missing(definition: &Definition, column: &ColumnInfo) -> Result<Value, TranslateFault> {
+    let default = column.origin_default_value().map_err(|e| TranslateFault::Default {
+        table: format!("{}.{}", definition.database, definition.table()),
+        column: column.name().to_owned(),
+        reason: e.to_string(),
+    })?;
+    Ok(match default {
+        Some(value) => value,
+        None if !column.not_null() => Value::Null,
+        None => column.zero_value(),
+    })
+}
+
+fn carried(definition: &Definition) -> impl Iterator<Item = &ColumnInfo> {
+    definition.columns.iter().filter_map(|at| definition.info.cols.get(*at))
+}
+
+/// Finds columns of an image that mostly come in the order they are asked for.
+struct Finder<'a> {
+    columns: &'a [(i64, Value)],
+    next: usize,
+}
+
+impl<'a> Finder<'a> {
+    fn new(image: &'a RowImage) -> Self {
+        Self { columns: &image.columns, next: 0 }
+    }
+
+    fn get(&mut self, id: i64) -> Option<&'a Value> {
+        let at = match self.columns.get(self.next) {
+            Some((column, _)) if *column == id => self.next,
+            _ => self.columns.iter().position(|(column, _)| *column == id)?,
+        };
+        self.next = at + 1;
+        self.columns.get(at).map(|(_, value)| value)
+    }
+}
+
+/// The record's key, if the image has every column of it.
+fn row_key(definition: &Definition, image: &[proto::Field]) -> Option<Bytes> {
+    if definition.key.is_empty() {
+        return None;
+    }
+    let fields: Option<Vec<proto::Field>> = definition
+        .key
+        .iter()
+        .map(|at| {
+            let id = definition.info.cols.get(*at)?.id;
+            image.iter().find(|field| field.column_id == id).cloned()
+        })
+        .collect();
+    Some(proto::RowKey { fields: fields? }.encode_to_vec().into())
+}
