@@ -1,16 +1,18 @@
 //! The checkpoint: the index's state at one position of the log, so that a start replays only what came after.
 //!
 //! A cache: without it, or if it does not fit what is on disk, the index is rebuilt from the whole log. Layout, all
-//! little-endian 8-byte numbers after the magic: position, sequence, watermark, newest; then four lists, each with its
-//! count first (index files, pending prewrites, waiting commits, needed segments); CRC-32C (4 bytes) of all before it.
+//! little-endian 8-byte numbers after the magic: position, sequence, watermark, newest start_ts, newest timestamp; then six
+//! lists, each with its count first (index files, open prewrites, waiting commits, dropped prewrites, needed segments,
+//! gaps with the length of their cause before it); CRC-32C (4 bytes) of all before it.
 
 use tidb::ts::{CommitTs, StartTs, Tso};
 
-use super::pairing::{Committed, Needed, Pairing, Pending};
+use super::pairing::{Committed, Dropped, Needed, Open, Pairing, Place};
 use super::recover::End;
 use super::record::{u32_at, u64_at};
-use super::run::Run;
+use super::run::{Published, Run};
 use super::segment::Position;
+use super::{Fate, Gap};
 
 /// The file's name.
 pub(super) const NAME: &str = "checkpoint";
@@ -22,32 +24,47 @@ pub(super) struct Checkpoint {
     /// Every record before this was taken in, none behind it.
     pub end: End,
     pub runs: Vec<Run>,
+    /// Committed, and not in a file yet.
+    pub waiting: Vec<Committed>,
+    /// Without those that committed.
     pub pairing: Pairing,
 }
 
 impl Checkpoint {
     /// Encodes the state.
-    pub(super) fn encode(end: End, runs: &[Run], pairing: &Pairing) -> Vec<u8> {
+    pub(super) fn encode(end: End, published: &Published, pairing: &Pairing) -> Vec<u8> {
         let mut out = Numbers(MAGIC.to_vec());
-        out.put(&[end.position.get(), end.sequence, pairing.watermark.get(), pairing.newest.get()]);
-        out.put(&[runs.len() as u64]);
-        for run in runs {
+        out.put(&[end.position.get(), end.sequence]);
+        out.put(&[pairing.watermark.get(), pairing.newest_start.get(), pairing.newest.get()]);
+        out.put(&[published.runs.len() as u64]);
+        for run in &published.runs {
             out.put(&[run.first.get(), run.last.get(), run.count]);
         }
-        out.put(&[pairing.pending.len() as u64]);
-        for pending in pairing.pending.values() {
-            let flags = u64::from(pending.rollback_seen) << 32;
-            out.put(&[pending.start_ts.get(), pending.floor.get(), pending.position.get()]);
-            out.put(&[u64::from(pending.len) | flags]);
+        out.put(&[pairing.open.len() as u64]);
+        for (start_ts, open) in &pairing.open {
+            out.put(&[start_ts.get(), open.floor.get(), u64::from(open.rollback_seen)]);
+            out.place(open.place);
         }
-        out.put(&[pairing.waiting.len() as u64]);
-        for waiting in pairing.waiting.values() {
-            let Committed { commit_ts, start_ts, position, len } = waiting;
-            out.put(&[commit_ts.get(), start_ts.get(), position.get(), u64::from(*len)]);
+        out.put(&[published.waiting.len() as u64]);
+        for committed in published.waiting.values() {
+            out.put(&[committed.commit_ts.get(), committed.start_ts.get()]);
+            out.place(committed.prewrite);
+            out.place(committed.commit);
+        }
+        out.put(&[pairing.dropped.len() as u64]);
+        for (start_ts, Dropped { fate, floor, place }) in pairing.dropped.iter() {
+            let fate = fate.encode();
+            out.put(&[start_ts.get(), floor.get(), u64::from(fate[0]), u64_at(&fate, 1)]);
+            out.place(place);
         }
         out.put(&[pairing.needed.len() as u64]);
         for (base, needed) in &pairing.needed {
-            out.put(&[*base, needed.pending, needed.newest.get()]);
+            out.put(&[*base, needed.open, needed.newest.get()]);
+        }
+        out.put(&[pairing.gaps.len() as u64]);
+        for gap in &pairing.gaps {
+            out.put(&[gap.at.get(), gap.start_ts.get(), gap.cause.len() as u64]);
+            out.0.extend_from_slice(gap.cause.as_bytes());
         }
         let mut bytes = out.0;
         bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
@@ -60,36 +77,52 @@ impl Checkpoint {
         if bytes.get(..8)? != MAGIC || crc32c::crc32c(&bytes[..body]) != u32_at(bytes, body) {
             return None;
         }
-        let mut rest = Rest(&bytes[8..body]);
+        let mut rest = Rest(bytes.get(8..body)?);
         let end = End { position: Position(rest.next()?), sequence: rest.next()? };
-        let mut pairing =
-            Pairing { watermark: Tso::new(rest.next()?), newest: Tso::new(rest.next()?), ..Pairing::default() };
+        let mut pairing = Pairing {
+            watermark: rest.tso()?,
+            newest_start: rest.tso()?,
+            newest: rest.tso()?,
+            ..Pairing::default()
+        };
         let mut runs = Vec::new();
         for _ in 0..rest.next()? {
-            let (first, last) = (CommitTs::new(rest.next()?), CommitTs::new(rest.next()?));
-            runs.push(Run { first, last, count: rest.next()? });
+            runs.push(Run { first: CommitTs(rest.tso()?), last: CommitTs(rest.tso()?), count: rest.next()? });
         }
         for _ in 0..rest.next()? {
-            let start_ts = StartTs::new(rest.next()?);
-            let floor = Tso::new(rest.next()?);
-            let position = Position(rest.next()?);
-            let last = rest.next()?;
-            let pending = Pending { start_ts, floor, position, len: last as u32, rollback_seen: last >> 32 != 0 };
-            pairing.pending.insert(start_ts, pending);
+            let start_ts = StartTs(rest.tso()?);
+            let open = Open { floor: rest.tso()?, rollback_seen: rest.next()? != 0, place: rest.place()? };
+            pairing.open.insert(start_ts, open);
+        }
+        let mut waiting = Vec::new();
+        for _ in 0..rest.next()? {
+            waiting.push(Committed {
+                commit_ts: CommitTs(rest.tso()?),
+                start_ts: StartTs(rest.tso()?),
+                prewrite: rest.place()?,
+                commit: rest.place()?,
+            });
         }
         for _ in 0..rest.next()? {
-            let (commit_ts, start_ts) = (CommitTs::new(rest.next()?), StartTs::new(rest.next()?));
-            let position = Position(rest.next()?);
-            let committed = Committed { commit_ts, start_ts, position, len: rest.next()? as u32 };
-            pairing.decided.insert(start_ts, commit_ts);
-            pairing.waiting.insert((commit_ts, start_ts), committed);
+            let start_ts = StartTs(rest.tso()?);
+            let floor = rest.tso()?;
+            let mut fate = [rest.next()? as u8; 9];
+            fate[1..].copy_from_slice(&rest.next()?.to_le_bytes());
+            let dropped = Dropped { fate: Fate::decode(&fate)?, floor, place: rest.place()? };
+            pairing.dropped.insert(start_ts, dropped);
         }
         for _ in 0..rest.next()? {
             let base = rest.next()?;
-            let needed = Needed { pending: rest.next()?, newest: CommitTs::new(rest.next()?) };
+            let needed = Needed { open: rest.next()?, newest: CommitTs(rest.tso()?) };
             pairing.needed.insert(base, needed);
         }
-        Some(Self { end, runs, pairing })
+        for _ in 0..rest.next()? {
+            let (at, start_ts) = (rest.tso()?, StartTs(rest.tso()?));
+            let len = rest.next()? as usize;
+            let cause = String::from_utf8(rest.bytes(len)?.to_vec()).ok()?;
+            pairing.gaps.push(Gap { at, start_ts, cause });
+        }
+        Some(Self { end, runs, waiting, pairing })
     }
 }
 
@@ -101,18 +134,34 @@ impl Numbers {
             self.0.extend_from_slice(&number.to_le_bytes());
         }
     }
+
+    fn place(&mut self, place: Place) {
+        self.put(&[place.position.get(), u64::from(place.len)]);
+    }
 }
 
 struct Rest<'a>(&'a [u8]);
 
-impl Rest<'_> {
-    fn next(&mut self) -> Option<u64> {
-        if self.0.len() < 8 {
+impl<'a> Rest<'a> {
+    fn bytes(&mut self, len: usize) -> Option<&'a [u8]> {
+        if self.0.len() < len {
             return None;
         }
-        let (number, rest) = self.0.split_at(8);
+        let (bytes, rest) = self.0.split_at(len);
         self.0 = rest;
-        Some(u64_at(number, 0))
+        Some(bytes)
+    }
+
+    fn next(&mut self) -> Option<u64> {
+        self.bytes(8).map(|bytes| u64_at(bytes, 0))
+    }
+
+    fn tso(&mut self) -> Option<Tso> {
+        self.next().map(Tso::new)
+    }
+
+    fn place(&mut self) -> Option<Place> {
+        Some(Place { position: Position(self.next()?), len: u32::try_from(self.next()?).ok()? })
     }
 }
 
@@ -122,27 +171,38 @@ mod tests {
 
     #[test]
     fn round_trip_and_every_damage_is_seen() {
-        let mut pairing = Pairing { watermark: Tso::new(40), newest: Tso::new(90), ..Pairing::default() };
+        let place = |position, len| Place { position: Position(position), len };
+        let mut pairing = Pairing {
+            watermark: Tso::new(40),
+            newest_start: Tso::new(60),
+            newest: Tso::new(90),
+            ..Pairing::default()
+        };
         for (start, rollback_seen) in [(7, true), (8, false)] {
-            let start_ts = StartTs::new(start);
-            let pending =
-                Pending { start_ts, floor: Tso::new(41), position: Position(5000), len: u32::MAX, rollback_seen };
-            pairing.pending.insert(start_ts, pending);
+            let open = Open { floor: Tso::new(41), rollback_seen, place: place(5000, u32::MAX) };
+            pairing.open.insert(StartTs::new(start), open);
         }
+        let fate = Fate::LateCopy { commit_ts: CommitTs::new(17) };
+        for (start, fate) in [(1, Fate::RolledBack), (2, fate), (3, Fate::Unknown)] {
+            let dropped = Dropped { fate, floor: Tso::new(20), place: place(4096, 5) };
+            pairing.dropped.insert(StartTs::new(start), dropped);
+        }
+        pairing.needed.insert(0, Needed { open: 2, newest: CommitTs::new(50) });
+        pairing.gaps.push(Gap { at: Tso::new(44), start_ts: StartTs::new(3), cause: "forgotten".into() });
         let committed = Committed {
             commit_ts: CommitTs::new(50),
             start_ts: StartTs::new(9),
-            position: Position(4096),
-            len: 77,
+            prewrite: place(4096, 77),
+            commit: place(4300, 0),
         };
-        pairing.decided.insert(committed.start_ts, committed.commit_ts);
-        pairing.waiting.insert((committed.commit_ts, committed.start_ts), committed);
-        pairing.needed.insert(0, Needed { pending: 2, newest: CommitTs::new(50) });
-        let runs = [Run { first: CommitTs::new(1), last: CommitTs::new(39), count: 12 }];
+        let mut published = Published::default();
+        published.runs.push(Run { first: CommitTs::new(1), last: CommitTs::new(39), count: 12 });
+        published.waiting.insert((committed.commit_ts, committed.start_ts), committed);
         let end = End { position: Position(9000), sequence: 33 };
 
-        let bytes = Checkpoint::encode(end, &runs, &pairing);
-        assert_eq!(Checkpoint::decode(&bytes), Some(Checkpoint { end, runs: runs.to_vec(), pairing }));
+        let bytes = Checkpoint::encode(end, &published, &pairing);
+        let whole = Checkpoint { end, runs: published.runs, waiting: vec![committed], pairing };
+        assert_eq!(Checkpoint::decode(&bytes), Some(whole));
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);

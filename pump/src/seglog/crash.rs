@@ -129,6 +129,11 @@ impl CrashDisk {
         self.state().budget = Some(operations);
     }
 
+    /// The power will not go any more.
+    pub(super) fn power_on(&self) {
+        self.state().budget = None;
+    }
+
     /// True if the power went.
     pub(super) fn is_off(&self) -> bool {
         self.state().budget == Some(0)

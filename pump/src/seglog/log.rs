@@ -10,11 +10,13 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
+
 use super::disk::DiskFile;
 use super::keeper::{Keeper, Spare, is_full};
 use super::record::{ALIGN, HEADER, Header, Kind, padded};
 use super::segment::{DATA, Position, Segment, Segments, segment_name};
-use super::{AppendError, Options, Space};
+use super::{Options, StoreError};
 
 /// The kernel's page.
 const PAGE: u64 = 4096;
@@ -22,13 +24,13 @@ const PAGE: u64 = 4096;
 const COPY_BELOW: usize = 16 * 1024;
 
 /// A record to append.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct NewRecord<'a> {
+#[derive(Clone, Debug)]
+pub(super) struct NewRecord {
     pub kind: Kind,
     pub start_ts: u64,
     pub stamp: u64,
     /// At most `u32::MAX` bytes.
-    pub payload: &'a [u8],
+    pub payload: Bytes,
 }
 
 /// The segment that is written to.
@@ -118,29 +120,30 @@ impl Log {
     }
 
     /// Why nothing can be written any more, if so.
-    pub(super) fn check(&mut self) -> Result<(), AppendError> {
+    pub(super) fn check(&mut self) -> Result<(), StoreError> {
         if self.poisoned.is_none() {
             self.poisoned = self.keeper.failed();
         }
         match &self.poisoned {
-            Some(reason) => Err(AppendError::Poisoned { reason: Arc::clone(reason) }),
+            Some(reason) => Err(StoreError::Stopped { reason: Arc::clone(reason) }),
             None => Ok(()),
         }
     }
 
     /// Appends `records` and syncs them. `placed` is told each record's position, in order, before anything is written.
-    /// After [`AppendError::NoSpace`] nothing has been written and `placed` was not called.
+    ///
+    /// # Errors
+    /// After [`StoreError::NoSpace`] nothing has been written and `placed` was not called.
     pub(super) fn append(
         &mut self,
-        records: &[NewRecord<'_>],
-        space: Space,
-        mut placed: impl FnMut(usize, Position),
-    ) -> Result<(), AppendError> {
+        records: &[NewRecord],
+        mut placed: impl FnMut(&NewRecord, Position),
+    ) -> Result<(), StoreError> {
         self.check()?;
         if records.is_empty() {
             return Ok(());
         }
-        let parts = self.plan(records, space)?;
+        let parts = self.plan(records)?;
 
         let mut at = self.end().0;
         let mut end = self.current.as_ref().map_or(self.start, |current| current.segment.end());
@@ -150,7 +153,7 @@ impl Log {
                 end += spare.size;
             }
             for index in part.records.clone() {
-                placed(index, Position(at));
+                placed(&records[index], Position(at));
                 at += padded(records[index].payload.len());
             }
         }
@@ -163,25 +166,26 @@ impl Log {
     }
 
     /// Stops the log for good after a failure beside it.
-    pub(super) fn fail(&mut self, what: &str, error: &io::Error) -> AppendError {
+    pub(super) fn fail(&mut self, what: &str, error: &io::Error) -> StoreError {
         self.poison(format!("could not {what}: {error}"))
     }
 
-    fn poison(&mut self, reason: String) -> AppendError {
+    /// Stops the log for good.
+    pub(super) fn poison(&mut self, reason: String) -> StoreError {
         let reason = self.poisoned.get_or_insert_with(|| reason.into());
-        AppendError::Poisoned { reason: Arc::clone(reason) }
+        StoreError::Stopped { reason: Arc::clone(reason) }
     }
 
     /// Decides which segment each record goes to, and takes the segments it needs; all space is there when this returns.
-    fn plan(&mut self, records: &[NewRecord<'_>], space: Space) -> Result<VecDeque<Part>, AppendError> {
+    fn plan(&mut self, records: &[NewRecord]) -> Result<VecDeque<Part>, StoreError> {
         let mut parts = VecDeque::from([Part { begin: None, records: 0..0 }]);
-        let planned = self.fill(&mut parts, records, space);
+        let planned = self.fill(&mut parts, records);
         if let Err(error) = planned {
             for spare in parts.into_iter().rev().filter_map(|part| part.begin) {
                 self.keeper.put_back(spare);
             }
             if is_full(&error) {
-                return Err(AppendError::NoSpace { dir: self.segments.disk.path("") });
+                return Err(StoreError::NoSpace { dir: self.segments.disk.path("") });
             }
             return Err(self.poison(format!("could not prepare a segment: {error}")));
         }
@@ -189,7 +193,7 @@ impl Log {
         Ok(parts)
     }
 
-    fn fill(&self, parts: &mut VecDeque<Part>, records: &[NewRecord<'_>], space: Space) -> io::Result<()> {
+    fn fill(&self, parts: &mut VecDeque<Part>, records: &[NewRecord]) -> io::Result<()> {
         let mut left = self.left();
         for (index, record) in records.iter().enumerate() {
             let need = padded(record.payload.len());
@@ -206,19 +210,28 @@ impl Log {
                 part.records.end = index + 1;
             }
         }
-        if space == Space::Keep {
-            while left + self.keeper.spare_bytes() < self.options.reserve_bytes {
-                let spare = self.keeper.prepare(0)?;
-                self.keeper.put_back(spare);
+        Ok(())
+    }
+
+    /// True if `bytes` more of payloads fit without touching the reserve, the space for them being there already.
+    pub(super) fn admits(&mut self, bytes: u64) -> Result<bool, StoreError> {
+        self.check()?;
+        // The current segment's rest is lost when a record does not fit into it.
+        let lost = if bytes > self.left() { self.left() } else { 0 };
+        while self.room() < lost + bytes + self.options.reserve_bytes {
+            match self.keeper.prepare(bytes) {
+                Ok(spare) => self.keeper.put_back(spare),
+                Err(error) if is_full(&error) => return Ok(false),
+                Err(error) => return Err(self.fail("prepare a segment", &error)),
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     fn write(
         &mut self,
         begin: Option<Spare>,
-        records: &[NewRecord<'_>],
+        records: &[NewRecord],
     ) -> Result<(), (&'static str, io::Error)> {
         if let Some(spare) = begin {
             self.begin(spare).map_err(|error| ("begin a segment", error))?;
@@ -244,11 +257,11 @@ impl Log {
                 start_ts: record.start_ts,
                 stamp: record.stamp,
             };
-            header.encode(record.payload, scratch);
+            header.encode(&record.payload, scratch);
             if len < COPY_BELOW {
-                scratch.extend_from_slice(record.payload);
+                scratch.extend_from_slice(&record.payload);
             } else {
-                pieces.push((scratch.len(), record.payload));
+                pieces.push((scratch.len(), &record.payload));
             }
             let gap = padded(len) as usize - HEADER - len;
             scratch.extend_from_slice(&[0; ALIGN][..gap]);

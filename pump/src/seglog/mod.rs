@@ -1,11 +1,11 @@
 //! The segment log: what the pump acknowledged, written once, synced, and read back in commit_ts order.
 //!
 //! ```text
-//!  entries ──▶ Writer ──one write, one fdatasync──▶ 00000000000000000000.seg 00000000000067108864.seg … spare-….seg
-//!                │                                      ▲ payloads, verbatim
-//!                └─ Pairing ──watermark──▶ *.run ───────┘ (commit_ts, start_ts, position), sorted
-//!                                            ▲
-//!  Reader ── after ──────────────────────────┘           mark: durable up to here   checkpoint: the index's state
+//!  records ──▶ Appender ──one write, one fdatasync──▶ 00000000000000000000.seg 00000000000067108864.seg … spare-….seg
+//!                 │                                      ▲ binlogs, verbatim
+//!                 └─ pairing ──watermark──▶ *.run ───────┘ (commit_ts, start_ts, positions), sorted
+//!                                             ▲
+//!  Reader ── (after, upto] ───────────────────┘          mark: durable up to here   checkpoint: the index's state
 //! ```
 //!
 //! **The log** is a chain of segment files. A segment is reserved and written over with zeros before it is used (the
@@ -14,27 +14,30 @@
 //! sequence number without gaps, and the generation of its segment file, so that bytes of an earlier use of the file are
 //! never taken for records.
 //!
-//! **The index** is derived. Prewrites that are not settled and commits that the watermark has not passed are in memory
-//! (their number is the sorter's to bound); what the watermark passes is appended to sorted files. Memory does not grow
-//! with the backlog. A checkpoint saves the state now and then; a start replays the log from there. Without one, the index
-//! is rebuilt from the whole log: it holds everything, watermarks and outcomes too.
+//! **The index** is derived. Open prewrites, and commits that no recorded watermark has passed, are in memory (their number
+//! is the sorter's to bound); what the watermark passes is appended to sorted files. Memory does not grow with the backlog.
+//! A checkpoint saves the state now and then; a start replays the log from there. Without one, the index is rebuilt from
+//! the whole log, which has everything, watermarks and verdicts too.
 //!
-//! **Order**: [`Reader::scan`] returns transactions in commit_ts order, complete up to the watermark.
+//! **Order**: [`Reader::scan`] returns transactions in commit_ts order. A record must not contradict those before it: a
+//! commit needs a prewrite, and lies above every watermark recorded before ([`StoreError::Unfounded`] otherwise).
 //!
 //! **A crash** leaves at most a part of the last batch, which was not acknowledged; it is cut. Anything else that is
-//! missing is refused at the start with the file, the offset and the sequence numbers ([`OpenError`]): a later record behind
+//! missing is refused at the start with the file, the offset and the sequence numbers ([`StoreError`]): a later record behind
 //! a damaged one, an end before the mark, a missing segment. What is assumed of the disk: a synced sector stays, and a
 //! sector of 512 bytes is written whole or not at all.
 //!
 //! **The first failed write or sync** stops the writer for good: what the disk holds is unknown then, and a repeated sync
 //! may claim success for pages that were lost. A full disk is no such failure: space is reserved before anything is
-//! written, and a part of it is kept back for commits, without which nothing could be drained.
+//! written, and a part of it can be kept back for commits, without which nothing could be drained ([`Appender::admits`]).
 
+mod appender;
 mod checkpoint;
 mod disk;
 mod keeper;
 mod log;
 mod mark;
+mod open;
 mod pairing;
 mod reader;
 mod record;
@@ -42,7 +45,6 @@ mod recover;
 mod run;
 mod scan;
 mod segment;
-mod writer;
 
 #[cfg(test)]
 mod crash;
@@ -50,17 +52,17 @@ mod crash;
 mod model;
 
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tidb::ts::{CommitTs, StartTs, Tso};
 
-pub use self::pairing::{Applied, Committed, Pending};
-pub use self::reader::{Reader, Transaction};
+pub use self::appender::Appender;
+pub use self::open::open;
+pub use self::pairing::{Committed, Place};
+pub use self::reader::{Reader, Scan, Stored};
 pub use self::segment::Position;
-pub use self::writer::{Collected, Writer};
 
 /// How the log uses its disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,99 +84,155 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The defaults, scaled down so that the log's own reserves take at most a sixteenth of a volume of `bytes`.
+    /// The defaults, scaled down so that what is prepared and held back stays a small part of a volume of `bytes`.
     pub fn for_volume(bytes: u64) -> Self {
-        let segment_bytes = (bytes / 64).clamp(1 << 20, 64 << 20).next_power_of_two().min(64 << 20);
-        Self { segment_bytes, reserve_bytes: segment_bytes / 4, ..Self::default() }
-    }
-}
-
-/// Something to store.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Entry {
-    /// A prewrite binlog.
-    Prewrite {
-        /// When its transaction began.
-        start_ts: StartTs,
-        /// What its commit_ts will exceed, taken when the sorter took it in.
-        floor: Tso,
-        /// As TiDB sent it; below 4 GiB.
-        payload: Bytes,
-    },
-    /// A commit binlog, or what TiKV said instead of one.
-    Commit {
-        /// Which transaction.
-        start_ts: StartTs,
-        /// When it became visible.
-        commit_ts: CommitTs,
-        /// As TiDB sent it; empty if it was learned from TiKV.
-        payload: Bytes,
-    },
-    /// A rollback binlog: a hint, which settles nothing.
-    Rollback {
-        /// Which transaction.
-        start_ts: StartTs,
-        /// As TiDB sent it.
-        payload: Bytes,
-    },
-    /// A verdict: the prewrite is settled and never emitted.
-    Dropped {
-        /// Which transaction.
-        start_ts: StartTs,
-    },
-}
-
-impl Entry {
-    /// Which transaction it is about.
-    pub fn start_ts(&self) -> StartTs {
-        match self {
-            Self::Prewrite { start_ts, .. }
-            | Self::Commit { start_ts, .. }
-            | Self::Rollback { start_ts, .. }
-            | Self::Dropped { start_ts } => *start_ts,
+        let whole = Self::default();
+        let mut segment_bytes = whole.segment_bytes;
+        while segment_bytes > 1 << 20 && segment_bytes > bytes / 64 {
+            segment_bytes /= 2;
         }
+        Self { segment_bytes, reserve_bytes: segment_bytes / 4, ..whole }
     }
 }
 
-/// Which space entries may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Space {
-    /// Not the reserve: for prewrites.
-    Keep,
-    /// The reserve too: for commits, rollbacks and verdicts.
-    Use,
+/// Why a prewrite is never emitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// TiKV rolled the transaction back, or it can no longer commit.
+    RolledBack,
+    /// A second copy that came after another pump's acknowledgement: the other pump emits it.
+    LateCopy {
+        /// When the transaction committed.
+        commit_ts: CommitTs,
+    },
+    /// TiKV may have forgotten the transaction: a declared gap.
+    Unknown,
 }
 
-/// What a log that was opened holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One change to the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// A prewrite, open from now on.
+    Prewrite {
+        /// The transaction.
+        start_ts: StartTs,
+        /// Lower bound of its commit_ts (exclusive).
+        floor: Tso,
+        /// The binlog as received; below 4 GiB.
+        payload: Bytes,
+    },
+    /// A raised floor of an open prewrite, or news of its rollback binlog.
+    Floor {
+        /// The transaction.
+        start_ts: StartTs,
+        /// Its new floor.
+        floor: Tso,
+        /// TiDB sent a rollback binlog for it.
+        rollback_seen: bool,
+    },
+    /// An open (or wrongly dropped) prewrite has committed.
+    Commit {
+        /// The transaction.
+        start_ts: StartTs,
+        /// Its place in the order.
+        commit_ts: CommitTs,
+        /// The commit binlog as received; empty if TiKV told us.
+        payload: Bytes,
+    },
+    /// An open prewrite will never be emitted.
+    Dropped {
+        /// The transaction.
+        start_ts: StartTs,
+        /// Why.
+        fate: Fate,
+        /// Its floor, by which it is collected.
+        floor: Tso,
+    },
+    /// A transaction that this pump cannot deliver.
+    Gap {
+        /// The transaction.
+        start_ts: StartTs,
+        /// Its place, or its floor if unknown.
+        at: Tso,
+        /// What happened, for the operator.
+        cause: String,
+    },
+    /// The watermark: every commit to come is above it. To be recorded about once a second while there is traffic; what
+    /// it passes leaves memory.
+    Watermark(Tso),
+    /// Transactions at or below it are not needed any more, and may not be read. The space of whole segments is given back
+    /// once every prewrite in them is settled at or below; one that is not holds its segment and all behind it.
+    Collected(Tso),
+}
+
+impl Record {
+    /// Bytes that the record adds to a group, roughly.
+    pub fn weight(&self) -> usize {
+        let variable = match self {
+            Self::Prewrite { payload, .. } | Self::Commit { payload, .. } => payload.len(),
+            Self::Gap { cause, .. } => cause.len(),
+            Self::Floor { .. } | Self::Dropped { .. } | Self::Watermark(_) | Self::Collected(_) => 0,
+        };
+        variable + 64
+    }
+}
+
+/// A transaction that cannot be delivered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    /// Its place, or its floor if unknown.
+    pub at: Tso,
+    /// The transaction.
+    pub start_ts: StartTs,
+    /// What happened, for the operator.
+    pub cause: String,
+}
+
+/// An open prewrite as found at start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pending {
+    /// The transaction.
+    pub start_ts: StartTs,
+    /// Lower bound of its commit_ts (exclusive).
+    pub floor: Tso,
+    /// TiDB sent a rollback binlog for it.
+    pub rollback_seen: bool,
+}
+
+/// What the store knew when it was opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Recovered {
-    /// Prewrites that are not settled, by start_ts.
+    /// Prewrites without settlement, by start_ts.
     pub pending: Vec<Pending>,
-    /// The last watermark that was saved: at or below the one that was reached.
+    /// The watermark as last saved; the true one may have been higher.
     pub watermark: Tso,
-    /// The greatest timestamp of any kind in the log. PD's must be greater.
+    /// The greatest start_ts of a prewrite, zero if none.
+    pub newest_start: Tso,
+    /// The greatest timestamp of any kind: PD's next one must be greater.
     pub newest: Tso,
-    /// Transactions at or below it were collected.
-    pub collected: CommitTs,
-    /// The index was rebuilt from the whole log.
-    pub index_rebuilt: bool,
-    /// Records replayed.
+    /// Records read at this start.
     pub replayed: u64,
+    /// There was no usable checkpoint, so the index was rebuilt from the whole log.
+    pub rebuilt: bool,
 }
 
-/// Why a log cannot be opened. None of these goes away by trying again.
+/// Why the store cannot do what it was asked.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The file system refused.
+pub enum StoreError {
+    /// A file could not be read, listed or opened.
     #[error("{}: {source}", path.display())]
-    Io {
+    Read {
         /// Which file.
         path: PathBuf,
-        /// What it said.
+        /// The system's error.
         source: io::Error,
     },
     /// Records are gone although later ones are there.
-    #[error("{}: acknowledged records {from} to {to} are damaged or missing at offset {offset}, later ones are there; restore the directory from a copy, or move it away and declare this pump's data lost", path.display())]
+    #[error(
+        "{}: acknowledged records {from} to {to} are damaged or missing at offset {offset}, later ones are there; restore \
+         the directory from a copy, or declare this pump lost with `binlogctl offline-pump`",
+        path.display()
+    )]
     Hole {
         /// The segment in which the hole ends.
         path: PathBuf,
@@ -186,7 +244,11 @@ pub enum OpenError {
         to: u64,
     },
     /// The log ends before what was durable.
-    #[error("{}: the log ends at offset {offset}, but records {from} to {to} had been acknowledged; restore the directory from a copy, or move it away and declare this pump's data lost", path.display())]
+    #[error(
+        "{}: the log ends at offset {offset}, but records {from} to {to} had been acknowledged; restore the directory \
+         from a copy, or declare this pump lost with `binlogctl offline-pump`",
+        path.display()
+    )]
     LostTail {
         /// The last segment.
         path: PathBuf,
@@ -197,8 +259,8 @@ pub enum OpenError {
         /// The last one known to have been durable.
         to: u64,
     },
-    /// A segment file is not there.
-    #[error("the log's bytes from position {from} to {to} are missing: the file before {} is gone", next.display())]
+    /// Segment files are not there.
+    #[error("{}: the part of the log before this file is gone (positions {from} to {to})", next.display())]
     MissingSegment {
         /// Where the missing part begins.
         from: Position,
@@ -208,7 +270,7 @@ pub enum OpenError {
         next: PathBuf,
     },
     /// No segment file is there although there were records.
-    #[error("{}: every segment of the log is gone, records up to {sequence} had been acknowledged", dir.display())]
+    #[error("{}: all segments of the log are gone; records below {sequence} had been acknowledged", dir.display())]
     AllMissing {
         /// The log's directory.
         dir: PathBuf,
@@ -216,88 +278,16 @@ pub enum OpenError {
         sequence: u64,
     },
     /// A segment's first block is damaged.
-    #[error("{}: the segment's first block is damaged", path.display())]
+    #[error("{}: the segment's first block is damaged; restore it from a copy", path.display())]
     BadSegment {
         /// Which file.
         path: PathBuf,
     },
-    /// The mark is missing or damaged: it cannot be told whether the log's end is there.
-    #[error("{}: missing or damaged, so nobody can tell whether the log is whole; restore it from a copy", path.display())]
+    /// The mark is missing or damaged.
+    #[error("{}: missing or damaged; without it a lost tail of the log cannot be noticed; restore it from a copy", path.display())]
     NoMark {
         /// Which file.
         path: PathBuf,
-    },
-    /// A commit was stored as paired, and its prewrite is not there.
-    #[error("{}: the commit at offset {offset} ({commit_ts}, of {start_ts}) has no prewrite before it", path.display())]
-    Orphan {
-        /// The segment of the commit.
-        path: PathBuf,
-        /// Where it is.
-        offset: u64,
-        /// Its transaction.
-        start_ts: StartTs,
-        /// Its commit_ts.
-        commit_ts: CommitTs,
-    },
-    /// The options make no sense.
-    #[error("{0}")]
-    Options(&'static str),
-}
-
-/// Why entries were not stored.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum AppendError {
-    /// There is no space for them. Entries of the same call that come before a second one for the same transaction may
-    /// have been stored; none is lost if all are sent again.
-    #[error("{}: no space left for more of the log", dir.display())]
-    NoSpace {
-        /// The log's directory.
-        dir: PathBuf,
-    },
-    /// A payload of 4 GiB or more, which the format cannot hold. Nothing was stored.
-    #[error("the binlog of transaction {start_ts} has {len} bytes, the log's limit is {}", u32::MAX)]
-    TooLarge {
-        /// Which transaction.
-        start_ts: StartTs,
-        /// Its binlog's length.
-        len: usize,
-    },
-    /// The disk failed; nothing can be stored any more by this process.
-    #[error("the log stopped: {reason}")]
-    Poisoned {
-        /// The first failure.
-        reason: Arc<str>,
-    },
-}
-
-impl AppendError {
-    /// True if the same call may succeed later.
-    pub fn is_retryable(&self) -> bool {
-        match self {
-            Self::NoSpace { .. } => true,
-            Self::TooLarge { .. } | Self::Poisoned { .. } => false,
-        }
-    }
-}
-
-/// Why something could not be read.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    /// It was collected.
-    #[error("transactions up to commit_ts {oldest} were collected, {requested} was asked for")]
-    Collected {
-        /// What was asked for.
-        requested: CommitTs,
-        /// Reading begins after this.
-        oldest: CommitTs,
-    },
-    /// The file system refused.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// Which file.
-        path: PathBuf,
-        /// What it said.
-        source: io::Error,
     },
     /// What is there is not what was written.
     #[error("{}, offset {offset}: {what}", path.display())]
@@ -309,28 +299,48 @@ pub enum ReadError {
         /// What does not fit.
         what: &'static str,
     },
-    /// It was not synced, and never will be: the writer stopped.
+    /// A record contradicts what came before it: a commit without a prewrite or at or below a recorded watermark, news of a
+    /// prewrite that is not open. When appending, nothing was written.
+    #[error("a record of transaction {start_ts} contradicts what is stored before it")]
+    Unfounded {
+        /// Which transaction.
+        start_ts: StartTs,
+    },
+    /// There is no space. Nothing was written; the same call may succeed later.
+    #[error("{}: no space left for the log", dir.display())]
+    NoSpace {
+        /// The log's directory.
+        dir: PathBuf,
+    },
+    /// A payload of 4 GiB or more, which the format cannot hold. Nothing was written.
+    #[error("the binlog of transaction {start_ts} has {len} bytes, the log's limit is {}", u32::MAX)]
+    TooLarge {
+        /// Which transaction.
+        start_ts: StartTs,
+        /// Its binlog's length.
+        len: usize,
+    },
+    /// A write or sync failed. Whether it reached the disk is unknown: the process has to end.
+    #[error("the log stopped: {reason}")]
+    Stopped {
+        /// The first failure.
+        reason: Arc<str>,
+    },
+    /// Transactions that were asked for were collected.
+    #[error("transactions up to commit_ts {oldest} were collected, those after {requested} were asked for")]
+    Collected {
+        /// What was asked for.
+        requested: CommitTs,
+        /// Reading begins after this.
+        oldest: CommitTs,
+    },
+    /// It was written, but the sync failed: the writer has stopped.
     #[error("the record at position {position} is not durable")]
     Unsynced {
         /// Where it would be.
         position: Position,
     },
-}
-
-/// Opens the log in `dir`, or begins one. The caller makes sure that nobody else has it open.
-///
-/// # Errors
-/// Acknowledged data is missing or damaged, or the disk fails.
-pub fn open(dir: &Path, options: Options) -> Result<(Writer, Reader, Recovered), OpenError> {
-    let io = |source| OpenError::Io { path: dir.to_owned(), source };
-    match std::fs::DirBuilder::new().mode(0o700).create(dir) {
-        Ok(()) => {
-            // The directory itself must survive a crash, with what it will hold.
-            let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
-            std::fs::File::open(parent.unwrap_or(Path::new("."))).and_then(|dir| dir.sync_all()).map_err(io)?;
-        }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(io(error)),
-    }
-    writer::open_on(Arc::new(disk::Directory(dir.to_owned())), options, keeper::Pace::Thread)
+    /// The options make no sense.
+    #[error("{0}")]
+    Options(&'static str),
 }

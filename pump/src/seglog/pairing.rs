@@ -1,191 +1,239 @@
-//! Pairs commits with prewrites, and holds what the watermark has not passed: pure, no disk.
-//!
-//! A prewrite is *pending* until its commit, or a verdict, settles it. A paired commit *waits* until the watermark reaches
-//! it; then it is final and goes to the index, in commit_ts order. What the watermark has passed is not remembered here,
-//! and need not be: a commit that comes later than that is late by proof (its prewrite would still be pending and hold the
-//! watermark), and a prewrite that comes a second time is settled by the commit_ts that is at or below its floor.
+//! What the records say, taken together: which prewrites are open, what became of the last ones, which segments are
+//! still needed. Pure; the writer and a replay of the log go through the same [`Pairing::apply`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use tidb::ts::{CommitTs, StartTs, Tso};
 
-use super::record::{Header, Kind};
+use super::record::{Header, Kind, u64_at};
 use super::segment::Position;
+use super::{Fate, Gap};
 
-/// A transaction that is committed: where its prewrite binlog lies.
+/// Settled transactions that are remembered, committed ones and dropped ones each: for a second copy of a prewrite or
+/// commit, and for a commit that overrules a verdict. Older ones are known by their commit_ts only. The memory of the
+/// dropped ones depends on nothing but the records about them, so that a replay remembers no fewer than the writer did.
+pub(super) const REMEMBERED: usize = 1 << 16;
+
+/// Where a binlog lies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Where its record begins.
+    pub position: Position,
+    /// Its length in bytes.
+    pub len: u32,
+}
+
+/// A transaction that is committed: where its binlogs lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Committed {
-    /// When it became visible.
+    /// Its place in the order.
     pub commit_ts: CommitTs,
     /// When it began.
     pub start_ts: StartTs,
-    /// Where its prewrite's record begins.
-    pub position: Position,
-    /// Bytes of the prewrite binlog.
-    pub len: u32,
+    /// The prewrite binlog.
+    pub prewrite: Place,
+    /// The commit binlog; empty where TiKV told us.
+    pub commit: Place,
 }
 
-/// A prewrite that is not settled.
+/// An open prewrite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pending {
-    /// When its transaction began.
-    pub start_ts: StartTs,
-    /// Its commit_ts, if it gets one, is greater.
+pub(super) struct Open {
     pub floor: Tso,
-    /// Where its record begins.
-    pub position: Position,
-    /// Bytes of the prewrite binlog.
-    pub len: u32,
-    /// TiDB said that it gave the transaction up. Not a proof.
     pub rollback_seen: bool,
+    pub place: Place,
 }
 
-/// What became of one entry.
+/// A prewrite that is never emitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Applied {
-    /// A prewrite: stored here, and pending from now on.
-    Pending(Position),
-    /// A commit: its transaction waits for the watermark. A verdict: its prewrite is settled.
-    Paired,
-    /// Known already, with the same content; not stored a second time.
-    Repeated,
-    /// There is no such pending prewrite here; stored, never emitted.
-    Unpaired,
-    /// A commit_ts at or below the prewrite's floor or the watermark: the commit of another copy. The prewrite here is
-    /// settled and never emitted.
-    Late,
-    /// TiDB's rollback was noted.
-    Noted,
-    /// The transaction is known with other content (another commit_ts, another payload): not stored. Somebody lies.
-    Conflict,
+pub(super) struct Dropped {
+    pub fate: Fate,
+    pub floor: Tso,
+    pub place: Place,
 }
 
-impl Applied {
-    /// True if the entry needs a record.
-    pub(super) fn is_stored(self) -> bool {
-        !matches!(self, Self::Repeated | Self::Conflict)
+/// The last [`REMEMBERED`] of something, by start_ts.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Remembered<T> {
+    known: HashMap<StartTs, T>,
+    /// Oldest first.
+    order: VecDeque<StartTs>,
+}
+
+impl<T> Default for Remembered<T> {
+    fn default() -> Self {
+        Self { known: HashMap::new(), order: VecDeque::new() }
+    }
+}
+
+impl<T: Copy> Remembered<T> {
+    pub(super) fn get(&self, start_ts: StartTs) -> Option<T> {
+        self.known.get(&start_ts).copied()
+    }
+
+    /// Oldest first.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (StartTs, T)> {
+        self.order.iter().filter_map(|&start_ts| Some((start_ts, self.get(start_ts)?)))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    pub(super) fn insert(&mut self, start_ts: StartTs, what: T) {
+        if self.known.insert(start_ts, what).is_some() {
+            return;
+        }
+        self.order.push_back(start_ts);
+        if self.order.len() > REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+    }
+
+    /// Rare, and as long as the memory.
+    fn remove(&mut self, start_ts: StartTs) -> Option<T> {
+        let what = self.known.remove(&start_ts)?;
+        self.order.retain(|&known| known != start_ts);
+        Some(what)
     }
 }
 
 /// How much of a segment is still needed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Needed {
-    /// Pending prewrites in it.
-    pub pending: u64,
-    /// The greatest commit_ts of the settled ones.
+    /// Open prewrites in it.
+    pub open: u64,
+    /// The greatest commit_ts, or floor of a dropped one, of the settled ones.
     pub newest: CommitTs,
 }
 
-/// The state that the log's records build up.
+/// A record that does not fit what came before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unfounded;
+
+/// See the module's description.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Pairing {
-    pub pending: HashMap<StartTs, Pending>,
-    /// commit_ts of those in `waiting`.
-    pub decided: HashMap<StartTs, CommitTs>,
-    pub waiting: BTreeMap<(CommitTs, StartTs), Committed>,
-    /// By the base of the segment that a prewrite lies in.
+    pub open: HashMap<StartTs, Open>,
+    pub committed: Remembered<Committed>,
+    pub dropped: Remembered<Dropped>,
+    /// By the base of the segment.
     pub needed: BTreeMap<u64, Needed>,
+    pub gaps: Vec<Gap>,
+    /// The last watermark recorded.
     pub watermark: Tso,
-    /// The greatest timestamp of any record.
+    pub newest_start: Tso,
+    /// The greatest timestamp of any kind.
     pub newest: Tso,
 }
 
-/// A commit record without its prewrite: the log contradicts itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Orphan {
-    pub start_ts: StartTs,
-    pub commit_ts: CommitTs,
-}
-
 impl Pairing {
-    /// What a commit would do. `indexed` answers whether the index has exactly this transaction.
-    pub(super) fn judge_commit<E>(
-        &self,
-        start_ts: StartTs,
-        commit_ts: CommitTs,
-        indexed: impl FnOnce() -> Result<bool, E>,
-    ) -> Result<Applied, E> {
-        if let Some(&known) = self.decided.get(&start_ts) {
-            return Ok(if known == commit_ts { Applied::Repeated } else { Applied::Conflict });
-        }
-        let below = commit_ts.0 <= self.watermark;
-        Ok(match self.pending.get(&start_ts) {
-            Some(pending) if below || commit_ts.0 <= pending.floor => Applied::Late,
-            Some(_) => Applied::Paired,
-            None if below && indexed()? => Applied::Repeated,
-            None => Applied::Unpaired,
-        })
+    /// True if a commit of `start_ts` has a prewrite to refer to.
+    pub(super) fn has_prewrite(&self, start_ts: StartTs) -> bool {
+        self.open.contains_key(&start_ts) || self.dropped.get(start_ts).is_some()
     }
 
-    /// Takes in one record, from the writer or from the log. `base` is that of its segment.
-    pub(super) fn apply(&mut self, header: &Header, position: Position, base: u64) -> Result<(), Orphan> {
+    /// Takes in one record. `base` is its segment's, `payload` its payload if the kind keeps a fact in it. A commit yields
+    /// the transaction.
+    pub(super) fn apply(
+        &mut self,
+        header: &Header,
+        payload: &[u8],
+        position: Position,
+        base: u64,
+    ) -> Result<Option<Committed>, Unfounded> {
         let start_ts = StartTs::new(header.start_ts);
-        self.newest = self.newest.max(start_ts.0).max(Tso::new(header.stamp));
+        let stamp = Tso::new(header.stamp);
+        let place = Place { position, len: header.len };
+        self.newest = self.newest.max(start_ts.0).max(stamp);
         match header.kind {
             Kind::Prewrite => {
-                let pending = Pending {
-                    start_ts,
-                    floor: Tso::new(header.stamp),
-                    position,
-                    len: header.len,
-                    rollback_seen: false,
-                };
-                self.pending.insert(start_ts, pending);
-                self.needed.entry(base).or_default().pending += 1;
+                self.newest_start = self.newest_start.max(start_ts.0);
+                self.open.insert(start_ts, Open { floor: stamp, rollback_seen: false, place });
+                self.needed.entry(base).or_default().open += 1;
+            }
+            Kind::Floor | Kind::RollbackSeen => {
+                let open = self.open.get_mut(&start_ts).ok_or(Unfounded)?;
+                open.floor = stamp;
+                open.rollback_seen = header.kind == Kind::RollbackSeen;
             }
             Kind::Commit => {
-                let commit_ts = CommitTs::new(header.stamp);
-                let Some(pending) = self.settle(start_ts, commit_ts) else {
-                    return Err(Orphan { start_ts, commit_ts });
+                let commit_ts = CommitTs(stamp);
+                let prewrite = match self.close(start_ts, commit_ts) {
+                    Some(open) => open.place,
+                    None => self.dropped.remove(start_ts).ok_or(Unfounded)?.place,
                 };
-                self.decided.insert(start_ts, commit_ts);
-                let committed = Committed { commit_ts, start_ts, position: pending.position, len: pending.len };
-                self.waiting.insert((commit_ts, start_ts), committed);
+                self.need(prewrite.position, commit_ts);
+                let committed = Committed { commit_ts, start_ts, prewrite, commit: place };
+                self.committed.insert(start_ts, committed);
+                return Ok(Some(committed));
             }
-            Kind::Stray | Kind::Dropped => {
-                self.settle(start_ts, CommitTs::default());
+            Kind::Dropped => {
+                let fate = Fate::decode(payload).ok_or(Unfounded)?;
+                let open = self.close(start_ts, CommitTs(stamp)).ok_or(Unfounded)?;
+                self.dropped.insert(start_ts, Dropped { fate, floor: stamp, place: open.place });
             }
-            Kind::Rollback => {
-                if let Some(pending) = self.pending.get_mut(&start_ts) {
-                    pending.rollback_seen = true;
-                }
+            Kind::Gap => {
+                let needed = self.needed.entry(base).or_default();
+                needed.newest = needed.newest.max(CommitTs(stamp));
+                let cause = String::from_utf8_lossy(payload).into_owned();
+                self.gaps.push(Gap { at: stamp, start_ts, cause });
             }
-            Kind::Watermark => {}
+            Kind::Watermark => self.watermark = self.watermark.max(start_ts.0),
         }
-        Ok(())
+        Ok(None)
     }
 
-    fn settle(&mut self, start_ts: StartTs, commit_ts: CommitTs) -> Option<Pending> {
-        let pending = self.pending.remove(&start_ts)?;
+    /// A prewrite is open no longer; its segment is needed until `until` is collected.
+    fn close(&mut self, start_ts: StartTs, until: CommitTs) -> Option<Open> {
+        let open = self.open.remove(&start_ts)?;
+        if let Some(needed) = self.need(open.place.position, until) {
+            needed.open = needed.open.saturating_sub(1);
+        }
+        Some(open)
+    }
+
+    fn need(&mut self, position: Position, until: CommitTs) -> Option<&mut Needed> {
         // The segment of a position is the last one that begins at or before it.
-        if let Some((_, needed)) = self.needed.range_mut(..=pending.position.get()).next_back() {
-            needed.pending = needed.pending.saturating_sub(1);
-            needed.newest = needed.newest.max(commit_ts);
-        }
-        Some(pending)
+        let (_, needed) = self.needed.range_mut(..=position.get()).next_back()?;
+        needed.newest = needed.newest.max(until);
+        Some(needed)
     }
 
-    /// Raises the watermark; what it passes leaves, in order, through `emit`.
-    pub(super) fn advance(&mut self, watermark: Tso, mut emit: impl FnMut(Committed)) {
-        if watermark <= self.watermark {
-            return;
-        }
-        self.watermark = watermark;
-        self.newest = self.newest.max(watermark);
-        while let Some(entry) = self.waiting.first_entry() {
-            if entry.key().0.0 > watermark {
-                break;
-            }
-            let committed = entry.remove();
-            self.decided.remove(&committed.start_ts);
-            emit(committed);
-        }
+    /// Forgets what a collection up to `through` makes unneeded, and says from which base on the log is still needed; at
+    /// most `limit`.
+    pub(super) fn collect(&mut self, through: CommitTs, limit: u64) -> u64 {
+        self.gaps.retain(|gap| gap.at > through.0);
+        let is_needed = |needed: &Needed| needed.open > 0 || needed.newest > through;
+        let first = self.needed.iter().find(|(_, needed)| is_needed(needed)).map_or(limit, |(&base, _)| base);
+        let first = first.min(limit);
+        self.needed = self.needed.split_off(&first);
+        first
+    }
+}
+
+impl Fate {
+    /// As it stands in a record.
+    pub(super) fn encode(self) -> [u8; 9] {
+        let (code, commit_ts) = match self {
+            Self::RolledBack => (1, 0),
+            Self::LateCopy { commit_ts } => (2, commit_ts.get()),
+            Self::Unknown => (3, 0),
+        };
+        let mut bytes = [code; 9];
+        bytes[1..].copy_from_slice(&commit_ts.to_le_bytes());
+        bytes
     }
 
-    /// The first segment that is still needed if transactions at or below `through` are not: those before it may go.
-    /// `None` if no segment with prewrites is.
-    pub(super) fn first_needed(&self, through: CommitTs) -> Option<u64> {
-        let needed = |needed: &Needed| needed.pending > 0 || needed.newest > through;
-        self.needed.iter().find(|(_, segment)| needed(segment)).map(|(&base, _)| base)
+    /// What [`Self::encode`] wrote.
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        match bytes {
+            [1, ..] => Some(Self::RolledBack),
+            [2, rest @ ..] if rest.len() == 8 => Some(Self::LateCopy { commit_ts: CommitTs::new(u64_at(rest, 0)) }),
+            [3, ..] => Some(Self::Unknown),
+            _ => None,
+        }
     }
 }

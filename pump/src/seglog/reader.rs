@@ -3,36 +3,49 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use bytes::Bytes;
 use tidb::ts::{CommitTs, StartTs, Tso};
 
-use super::ReadError;
-use super::pairing::{Committed, Pairing};
-use super::record::{HEADER, Header, Kind, crc_of_header, padded};
+use super::pairing::{Committed, Pairing, Place};
+use super::record::{HEADER, Header, crc_of_header, padded};
 use super::run::{self, Published};
 use super::segment::{Position, Segment, Segments};
+use super::{Fate, Gap, StoreError};
 
 /// One read serves records that lie closer together than this.
 const GAP: u64 = 8 * 1024;
 /// One read is at most this long, unless a record is longer.
 const READ: u64 = 1 << 20;
 /// A record is checked in steps of this when it is not wanted whole.
-const STEP: usize = 1 << 20;
+const STEP: u32 = 1 << 20;
+/// Transactions of one scan.
+const SCAN: usize = 4096;
 
-/// A committed transaction with its prewrite binlog.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Transaction {
-    /// When it began.
+/// A committed transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// The transaction.
     pub start_ts: StartTs,
-    /// When it became visible.
+    /// Its place in the order.
     pub commit_ts: CommitTs,
-    /// The prewrite binlog as TiDB sent it.
-    pub payload: Bytes,
+    /// TiDB's prewrite binlog, byte for byte.
+    pub prewrite: Bytes,
+    /// TiDB's commit binlog, byte for byte; empty where TiKV told us.
+    pub commit: Bytes,
 }
 
-/// A handle for reading; clones share everything.
+/// Part of the stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scan {
+    /// In order of commit_ts.
+    pub transactions: Vec<Stored>,
+    /// Everything in (after, reached] is in `transactions`.
+    pub reached: Tso,
+}
+
+/// Reads what the appender made durable. Cheap to clone. All calls may wait for the disk.
 #[derive(Clone)]
 pub struct Reader {
     pub(super) segments: Arc<Segments>,
@@ -43,112 +56,156 @@ pub struct Reader {
 
 impl fmt::Debug for Reader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reader").field("watermark", &self.watermark()).finish_non_exhaustive()
+        f.debug_struct("Reader").field("durable", &self.durable).finish_non_exhaustive()
     }
 }
 
 impl Reader {
-    /// Everything at or below it can be read, in order, and nothing will come at or below it any more.
-    pub fn watermark(&self) -> Tso {
-        self.published.read().unwrap_or_else(PoisonError::into_inner).watermark
+    fn pairing(&self) -> MutexGuard<'_, Pairing> {
+        self.pairing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Transactions at or below it were collected; reading begins at or after it.
-    pub fn collected(&self) -> CommitTs {
-        self.published.read().unwrap_or_else(PoisonError::into_inner).collected
+    fn published(&self) -> RwLockReadGuard<'_, Published> {
+        self.published.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Prewrites that are not settled.
-    pub fn pending(&self) -> usize {
-        self.pairing.lock().unwrap_or_else(PoisonError::into_inner).pending.len()
+    /// Transactions at or below it may be gone; a read must start at it or above.
+    pub fn collected(&self) -> Tso {
+        self.published().collected.0
     }
 
-    /// Where the transactions in (`after`, watermark] lie, in commit_ts order: about `max` of them (those of one commit_ts
-    /// are not parted); empty if there is none yet.
+    /// Transactions with commit_ts in (after, upto], until `budget` bytes are exceeded; at least one if there is any.
+    /// `upto` must not exceed the sorter's watermark: above it there may be more to come.
     ///
     /// # Errors
-    /// [`ReadError::Collected`] if transactions after `after` were collected.
-    pub fn commits(&self, after: CommitTs, max: usize) -> Result<Vec<Committed>, ReadError> {
-        run::read(&self.segments, &self.published, after, max)
-    }
-
-    /// The transaction that committed at `commit_ts`, if the watermark has passed it.
-    ///
-    /// # Errors
-    /// As [`Self::commits`].
-    pub fn committed(&self, commit_ts: CommitTs) -> Result<Option<Committed>, ReadError> {
-        let before = CommitTs(commit_ts.0.prev());
-        let found = self.commits(before, 1)?;
-        Ok(found.into_iter().find(|committed| committed.commit_ts == commit_ts))
-    }
-
-    /// Transactions in (`after`, watermark] with their prewrite binlogs: at most about `max_transactions`, and no more
-    /// after `max_bytes` were reached, but at least one if there is one.
-    ///
-    /// # Errors
-    /// [`ReadError::Collected`] if transactions after `after` were collected; otherwise the store is damaged.
-    pub fn scan(
-        &self,
-        after: CommitTs,
-        max_transactions: usize,
-        max_bytes: u64,
-    ) -> Result<Vec<Transaction>, ReadError> {
-        let mut commits = self.commits(after, max_transactions)?;
+    /// [`StoreError::Collected`] if some of them were collected; otherwise the store is damaged.
+    pub fn scan(&self, after: Tso, upto: Tso, budget: usize) -> Result<Scan, StoreError> {
+        if after >= upto {
+            return Ok(Scan { transactions: Vec::new(), reached: upto });
+        }
+        let mut commits = self.commits(CommitTs(after), CommitTs(upto), SCAN)?;
+        let more = commits.len() >= SCAN;
         let mut bytes = 0;
-        let fits = commits.iter().take_while(|committed| {
-            let fits = bytes < max_bytes;
-            bytes += u64::from(committed.len);
-            fits
-        });
-        let mut keep = fits.count();
-        while keep > 0 && keep < commits.len() && commits[keep].commit_ts == commits[keep - 1].commit_ts {
+        let mut keep = 0;
+        for committed in &commits {
+            bytes += committed.prewrite.len as usize + committed.commit.len as usize + 64;
+            let apart = keep == 0 || commits[keep - 1].commit_ts < committed.commit_ts;
+            if bytes > budget && keep > 0 && apart {
+                break;
+            }
             keep += 1;
         }
+        let cut = keep < commits.len() || more || self.ends_in_files(&commits);
         commits.truncate(keep);
-        let payloads = self.payloads(&commits)?;
-        let transactions = commits.iter().zip(payloads).map(|(committed, payload)| Transaction {
-            start_ts: committed.start_ts,
-            commit_ts: committed.commit_ts,
-            payload,
+        let reached = match commits.last() {
+            Some(last) if cut => last.commit_ts.0,
+            _ => upto,
+        };
+
+        let places: Vec<_> = commits.iter().flat_map(|found| [found.prewrite, found.commit]).collect();
+        let mut payloads = self.payloads(&places)?.into_iter();
+        let transactions = commits.iter().map_while(|committed| {
+            Some(Stored {
+                start_ts: committed.start_ts,
+                commit_ts: committed.commit_ts,
+                prewrite: payloads.next()?,
+                commit: payloads.next()?,
+            })
         });
-        Ok(transactions.collect())
+        Ok(Scan { transactions: transactions.collect(), reached })
     }
 
-    /// The prewrite binlog of a pending transaction.
+    /// True if the last of these came from an index file, so that what follows it was not looked at.
+    fn ends_in_files(&self, commits: &[Committed]) -> bool {
+        commits.last().is_some_and(|last| last.commit_ts <= self.published().last_in_files())
+    }
+
+    /// Where the transactions with commit_ts in (after, upto] lie, in order: about `max` of them (those of one commit_ts
+    /// are not parted); fewer do not mean that there are no more, none does.
+    ///
+    /// # Errors
+    /// As [`Self::scan`].
+    pub fn commits(&self, after: CommitTs, upto: CommitTs, max: usize) -> Result<Vec<Committed>, StoreError> {
+        run::read(&self.segments, &self.published, after, upto, max)
+    }
+
+    /// The prewrite binlog of a transaction that is open, or was settled not long ago (65,536 committed
+    /// and as many dropped ones are remembered).
     ///
     /// # Errors
     /// The store is damaged.
-    pub fn prewrite(&self, start_ts: StartTs) -> Result<Option<Bytes>, ReadError> {
-        let pending =
-            self.pairing.lock().unwrap_or_else(PoisonError::into_inner).pending.get(&start_ts).copied();
-        let Some(pending) = pending else { return Ok(None) };
-        let committed = Committed {
-            commit_ts: CommitTs::default(),
-            start_ts,
-            position: pending.position,
-            len: pending.len,
+    pub fn prewrite(&self, start_ts: StartTs) -> Result<Option<Bytes>, StoreError> {
+        let place = {
+            let pairing = self.pairing();
+            let open = pairing.open.get(&start_ts).map(|open| open.place);
+            let committed = || pairing.committed.get(start_ts).map(|committed| committed.prewrite);
+            let dropped = || pairing.dropped.get(start_ts).map(|dropped| dropped.place);
+            open.or_else(committed).or_else(dropped)
         };
-        Ok(self.payloads(&[committed])?.pop())
+        let Some(place) = place else { return Ok(None) };
+        match self.payloads(&[place]) {
+            Ok(mut payloads) => Ok(payloads.pop()),
+            Err(StoreError::Collected { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
-    /// The prewrite binlogs of `commits`, in their order. Records that lie together are read together, and share memory.
+    /// Whether this very commit is stored.
+    ///
+    /// # Errors
+    /// The store is damaged.
+    pub fn has_commit(&self, start_ts: StartTs, commit_ts: CommitTs) -> Result<bool, StoreError> {
+        if let Some(known) = self.pairing().committed.get(start_ts) {
+            return Ok(known.commit_ts == commit_ts);
+        }
+        match self.commits(CommitTs(commit_ts.0.prev()), commit_ts, 1) {
+            Ok(found) => Ok(found.iter().any(|found| found.start_ts == start_ts)),
+            // Too long ago to tell.
+            Err(StoreError::Collected { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The greatest commit_ts stored, zero if none.
+    pub fn last_commit(&self) -> CommitTs {
+        let published = self.published();
+        let waiting = published.waiting.last_key_value().map(|(key, _)| key.0);
+        waiting.or(published.runs.last().map(|run| run.last)).unwrap_or_default()
+    }
+
+    /// Why a transaction was dropped not long ago (see [`Self::prewrite`]), and its floor then.
+    pub fn dropped(&self, start_ts: StartTs) -> Option<(Fate, Tso)> {
+        self.pairing().dropped.get(start_ts).map(|dropped| (dropped.fate, dropped.floor))
+    }
+
+    /// The declared gaps that are not collected, at most `limit`.
+    pub fn gaps(&self, limit: usize) -> Vec<Gap> {
+        self.pairing().gaps.iter().take(limit).cloned().collect()
+    }
+
+    /// Bytes of the log's segments.
+    pub fn size(&self) -> u64 {
+        self.segments.list().iter().map(|segment| segment.size).sum()
+    }
+
+    /// The binlogs at `places`, in their order, checked. Records that lie together are read together, and share memory.
     ///
     /// # Errors
     /// The store is damaged, or they were collected.
-    pub fn payloads(&self, commits: &[Committed]) -> Result<Vec<Bytes>, ReadError> {
-        let mut order: Vec<usize> = (0..commits.len()).collect();
-        order.sort_unstable_by_key(|&index| commits[index].position);
-        let mut payloads = vec![Bytes::new(); commits.len()];
+    pub fn payloads(&self, places: &[Place]) -> Result<Vec<Bytes>, StoreError> {
+        let mut order: Vec<usize> = (0..places.len()).filter(|&index| places[index].len > 0).collect();
+        order.sort_unstable_by_key(|&index| places[index].position);
+        let mut payloads = vec![Bytes::new(); places.len()];
         let mut rest = order.as_slice();
         while let Some(&first) = rest.first() {
-            let segment = self.segment(&commits[first])?;
-            let from = commits[first].position.get();
+            let segment = self.segment(places[first])?;
+            let from = places[first].position.get();
             let mut to = from;
             let mut count = 0;
             for &index in rest {
-                let committed = &commits[index];
-                let end = committed.position.get() + padded(committed.len as usize);
-                let near = committed.position.get() <= to + GAP && end - from <= READ && end <= segment.end();
+                let begin = places[index].position.get();
+                let end = begin + padded(places[index].len as usize);
+                let near = begin <= to + GAP && end - from <= READ && end <= segment.end();
                 if count > 0 && !near {
                     break;
                 }
@@ -156,7 +213,7 @@ impl Reader {
                 count += 1;
             }
             let (now, later) = rest.split_at(count);
-            self.read_together(segment, from, to, now, commits, &mut payloads)?;
+            self.read_together(segment, from, to, now, places, &mut payloads)?;
             rest = later;
         }
         Ok(payloads)
@@ -168,115 +225,105 @@ impl Reader {
         from: u64,
         to: u64,
         wanted: &[usize],
-        commits: &[Committed],
+        places: &[Place],
         payloads: &mut [Bytes],
-    ) -> Result<(), ReadError> {
+    ) -> Result<(), StoreError> {
         let len = (to.min(segment.end()) - from) as usize;
         let mut bytes = vec![0; len];
         self.read(segment, from, &mut bytes)?;
         let bytes = Bytes::from(bytes);
         for &index in wanted {
-            let committed = &commits[index];
-            let skip = (committed.position.get() - from) as usize;
-            let payload = self
-                .check(segment, committed, bytes.get(skip..).unwrap_or_default())
+            let place = places[index];
+            let skip = (place.position.get() - from) as usize;
+            let payload = check(segment, place, bytes.get(skip..).unwrap_or_default())
                 .map(|range| bytes.slice(skip + range.start..skip + range.end));
-            payloads[index] = payload.ok_or_else(|| self.corrupt(segment, committed.position))?;
+            payloads[index] = payload.ok_or_else(|| self.corrupt(segment, place.position))?;
         }
         Ok(())
     }
 
-    /// The payload's place in `bytes` if they begin with the whole record of this transaction's prewrite.
-    fn check(&self, segment: Segment, committed: &Committed, bytes: &[u8]) -> Option<Range<usize>> {
-        let head = bytes.first_chunk::<HEADER>()?;
-        let crc = expected_crc(segment, committed, head)?;
-        let end = HEADER + committed.len as usize;
-        let payload = bytes.get(HEADER..end)?;
-        (crc32c::crc32c_append(crc_of_header(head), payload) == crc).then_some(HEADER..end)
-    }
-
-    /// Checks a prewrite's record without holding it: afterwards [`Self::payload_range`] may hand it out in pieces.
+    /// Checks a binlog without holding it: afterwards [`Self::payload_range`] may hand it out in pieces.
     ///
     /// # Errors
-    /// The store is damaged, or the transaction was collected.
-    pub fn verify(&self, committed: &Committed) -> Result<(), ReadError> {
-        let segment = self.segment(committed)?;
+    /// The store is damaged, or the binlog was collected.
+    pub fn verify(&self, place: Place) -> Result<(), StoreError> {
+        let segment = self.segment(place)?;
         let mut head = [0; HEADER];
-        self.read(segment, committed.position.get(), &mut head)?;
-        let expected = expected_crc(segment, committed, &head);
+        self.read(segment, place.position.get(), &mut head)?;
+        let expected = expected_crc(segment, place, &head);
         let mut actual = crc_of_header(&head);
         let mut from = 0;
-        while from < committed.len {
-            let to = committed.len.min(from.saturating_add(STEP as u32));
-            actual = crc32c::crc32c_append(actual, &self.payload_range(committed, from..to)?);
+        while from < place.len {
+            let to = place.len.min(from.saturating_add(STEP));
+            actual = crc32c::crc32c_append(actual, &self.payload_range(place, from..to)?);
             from = to;
         }
-        if expected == Some(actual) { Ok(()) } else { Err(self.corrupt(segment, committed.position)) }
+        if expected == Some(actual) { Ok(()) } else { Err(self.corrupt(segment, place.position)) }
     }
 
-    /// A part of a prewrite binlog, unchecked: see [`Self::verify`]. `range` is cut to the binlog's end.
+    /// A part of a binlog, unchecked: see [`Self::verify`]. `range` is cut to the binlog's end.
     ///
     /// # Errors
-    /// The disk failed, or the transaction was collected.
-    pub fn payload_range(&self, committed: &Committed, range: Range<u32>) -> Result<Bytes, ReadError> {
-        let segment = self.segment(committed)?;
-        let end = range.end.min(committed.len);
+    /// The disk failed, or the binlog was collected.
+    pub fn payload_range(&self, place: Place, range: Range<u32>) -> Result<Bytes, StoreError> {
+        let segment = self.segment(place)?;
+        let end = range.end.min(place.len);
         let start = range.start.min(end);
         let mut bytes = vec![0; (end - start) as usize];
-        let from = committed.position.get() + HEADER as u64 + u64::from(start);
-        self.read(segment, from, &mut bytes)?;
+        self.read(segment, place.position.get() + HEADER as u64 + u64::from(start), &mut bytes)?;
         Ok(bytes.into())
     }
 
     /// The segment of a record, which must be synced.
-    fn segment(&self, committed: &Committed) -> Result<Segment, ReadError> {
-        let position = committed.position;
-        let end = position.get().saturating_add(padded(committed.len as usize));
-        let segment = self.segments.at(position).ok_or_else(|| ReadError::Collected {
-            requested: committed.commit_ts,
-            oldest: self.collected(),
-        })?;
+    fn segment(&self, place: Place) -> Result<Segment, StoreError> {
+        let position = place.position;
+        let end = position.get().saturating_add(padded(place.len as usize));
+        let Some(segment) = self.segments.at(position) else {
+            let oldest = self.published().collected;
+            return Err(StoreError::Collected { requested: CommitTs::default(), oldest });
+        };
         if end > self.durable.load(Ordering::Acquire) || end > segment.end() {
-            return Err(ReadError::Unsynced { position });
+            return Err(StoreError::Unsynced { position });
         }
         Ok(segment)
     }
 
-    fn read(&self, segment: Segment, from: u64, bytes: &mut [u8]) -> Result<(), ReadError> {
+    fn read(&self, segment: Segment, from: u64, bytes: &mut [u8]) -> Result<(), StoreError> {
         let name = segment.name();
-        let read =
-            self.segments.file(&name).and_then(|file| file.read_exact_at(bytes, from - segment.base));
-        read.map_err(|source| self.gone(from).unwrap_or(ReadError::Io { path: self.path(segment), source }))
+        let read = self.segments.file(&name).and_then(|file| file.read_exact_at(bytes, from - segment.base));
+        read.map_err(|source| {
+            self.gone(from).unwrap_or(StoreError::Read { path: self.segments.disk.path(&name), source })
+        })
     }
 
-    fn corrupt(&self, segment: Segment, position: Position) -> ReadError {
-        self.gone(position.get()).unwrap_or(ReadError::Corrupt {
-            path: self.path(segment),
+    fn corrupt(&self, segment: Segment, position: Position) -> StoreError {
+        self.gone(position.get()).unwrap_or(StoreError::Corrupt {
+            path: self.segments.disk.path(&segment.name()),
             offset: position.get() - segment.base,
-            what: "a prewrite does not match its checksum or its index entry",
+            what: "the record here does not match its checksum or its index entry; restore the directory from a copy, \
+                   or declare this pump's data lost",
         })
     }
 
     /// The right error if the segment was collected while it was read.
-    fn gone(&self, position: u64) -> Option<ReadError> {
-        let oldest = self.collected();
-        self.segments
-            .at(Position(position))
-            .is_none()
-            .then_some(ReadError::Collected { requested: CommitTs::default(), oldest })
-    }
-
-    fn path(&self, segment: Segment) -> std::path::PathBuf {
-        self.segments.disk.path(&segment.name())
+    fn gone(&self, position: u64) -> Option<StoreError> {
+        let oldest = self.published().collected;
+        let gone = self.segments.at(Position(position)).is_none();
+        gone.then_some(StoreError::Collected { requested: CommitTs::default(), oldest })
     }
 }
 
-/// The CRC that the record must have, if the header is that of this transaction's prewrite.
-fn expected_crc(segment: Segment, committed: &Committed, head: &[u8; HEADER]) -> Option<u32> {
+/// The payload's place in `bytes` if they begin with the whole record that `place` names.
+fn check(segment: Segment, place: Place, bytes: &[u8]) -> Option<Range<usize>> {
+    let head = bytes.first_chunk::<HEADER>()?;
+    let crc = expected_crc(segment, place, head)?;
+    let end = HEADER + place.len as usize;
+    let payload = bytes.get(HEADER..end)?;
+    (crc32c::crc32c_append(crc_of_header(head), payload) == crc).then_some(HEADER..end)
+}
+
+/// The CRC that the record must have, if its header fits.
+fn expected_crc(segment: Segment, place: Place, head: &[u8; HEADER]) -> Option<u32> {
     let (header, crc) = Header::decode(head)?;
-    let is_it = header.kind == Kind::Prewrite
-        && header.start_ts == committed.start_ts.get()
-        && header.len == committed.len
-        && header.generation == segment.generation;
-    is_it.then_some(crc)
+    (header.len == place.len && header.generation == segment.generation).then_some(crc)
 }

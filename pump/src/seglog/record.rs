@@ -11,7 +11,7 @@
 //! | 29 | 1 | version, 1 |
 //! | 30 | 2 | magic |
 //! | 32 | 8 | start_ts; of a watermark record the watermark |
-//! | 40 | 8 | floor of a prewrite, commit_ts of a commit, else 0 |
+//! | 40 | 8 | floor, commit_ts or place, by kind; else 0 |
 //!
 //! Numbers are little-endian. A record begins at a multiple of [`ALIGN`]; the bytes between are zero or stale.
 
@@ -25,35 +25,42 @@ pub(super) const ALIGN: usize = 8;
 const VERSION: u8 = 1;
 const MAGIC: u16 = 0x5ea1;
 
-/// What a record says. Outcomes are part of the record, so that replaying the log decides nothing a second time.
+/// What a record says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// A prewrite binlog, from here on pending.
+    /// A prewrite binlog, open from here on; the stamp is its floor.
     Prewrite = 1,
-    /// The commit of a prewrite that was pending: the transaction is emitted.
-    Commit = 2,
-    /// A commit that is never emitted: no prewrite here, or it proves that the prewrite here is a late second copy, which
-    /// it settles.
-    Stray = 3,
-    /// TiDB's word that it gave the transaction up; settles nothing.
-    Rollback = 4,
-    /// A prewrite is settled and never emitted.
+    /// An open prewrite has another floor (the stamp).
+    Floor = 2,
+    /// The same, and TiDB sent a rollback binlog for it.
+    RollbackSeen = 3,
+    /// A prewrite has committed at the stamp; the payload is the commit binlog.
+    Commit = 4,
+    /// A prewrite is never emitted; the stamp is its floor, the payload says why.
     Dropped = 5,
+    /// A transaction that cannot be delivered; the stamp is its place, the payload the cause.
+    Gap = 6,
     /// Every commit at or below precedes this record.
-    Watermark = 6,
+    Watermark = 7,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
         Some(match byte {
             1 => Self::Prewrite,
-            2 => Self::Commit,
-            3 => Self::Stray,
-            4 => Self::Rollback,
+            2 => Self::Floor,
+            3 => Self::RollbackSeen,
+            4 => Self::Commit,
             5 => Self::Dropped,
-            6 => Self::Watermark,
+            6 => Self::Gap,
+            7 => Self::Watermark,
             _ => return None,
         })
+    }
+
+    /// The payload is a short fact that replaying the log needs.
+    pub(super) fn has_fact(self) -> bool {
+        matches!(self, Self::Dropped | Self::Gap)
     }
 }
 
@@ -72,7 +79,7 @@ pub(super) struct Header {
     pub kind: Kind,
     /// start_ts, or the watermark.
     pub start_ts: u64,
-    /// Floor or commit_ts.
+    /// Floor, commit_ts or place.
     pub stamp: u64,
 }
 
@@ -154,7 +161,7 @@ mod tests {
     use super::*;
 
     fn any_header() -> impl Strategy<Value = Header> {
-        (any::<u64>(), any::<u64>(), any::<u32>(), 1u8..=6, any::<u64>(), any::<u64>()).prop_map(
+        (any::<u64>(), any::<u64>(), any::<u32>(), 1u8..=7, any::<u64>(), any::<u64>()).prop_map(
             |(sequence, generation, in_batch, kind, start_ts, stamp)| Header {
                 len: 0,
                 sequence,
@@ -205,8 +212,8 @@ mod tests {
         assert_eq!(bytes[4..8], [3, 0, 0, 0]);
         assert_eq!(bytes[8..16], [2, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[16..24], [7, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(bytes[24..32], [1, 0, 0, 0, 2, 1, 0xa1, 0x5e]);
+        assert_eq!(bytes[24..32], [1, 0, 0, 0, 4, 1, 0xa1, 0x5e]);
         assert_eq!(bytes[32..48], [5, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(bytes[0..4], 0x24d6_9abb_u32.to_le_bytes());
+        assert_eq!(bytes[0..4], 0x1dd2_ccda_u32.to_le_bytes());
     }
 }

@@ -15,7 +15,7 @@ use super::mark::{self, Mark};
 use super::record::Header;
 use super::scan::Scan;
 use super::segment::{DATA, Name, Position, Segment, read_header, write_zeros};
-use super::{OpenError, Options};
+use super::{StoreError, Options};
 
 /// What is on disk.
 pub(super) struct Survey {
@@ -40,19 +40,19 @@ pub(super) struct End {
 }
 
 /// Names the file that an operation failed on.
-pub(super) fn at<T>(disk: &dyn Disk, name: &str, result: io::Result<T>) -> Result<T, OpenError> {
-    result.map_err(|source| OpenError::Io { path: disk.path(name), source })
+pub(super) fn at<T>(disk: &dyn Disk, name: &str, result: io::Result<T>) -> Result<T, StoreError> {
+    result.map_err(|source| StoreError::Read { path: disk.path(name), source })
 }
 
 /// Lists the directory, removes what a crash left half made, and checks that the segments join up.
-pub(super) fn survey(disk: &dyn Disk, options: &Options) -> Result<Survey, OpenError> {
+pub(super) fn survey(disk: &dyn Disk, options: &Options) -> Result<Survey, StoreError> {
     let mut names = at(disk, "", disk.list())?;
     names.sort_unstable();
 
     let has_segments = names.iter().any(|name| matches!(Name::parse(name), Name::Segment(_)));
     if !names.iter().any(|name| name == mark::NAME) {
         if has_segments {
-            return Err(OpenError::NoMark { path: disk.path(mark::NAME) });
+            return Err(StoreError::NoMark { path: disk.path(mark::NAME) });
         }
         remove_temporary(disk, &names)?;
         at(disk, mark::NAME, Mark::create(disk))?;
@@ -61,7 +61,7 @@ pub(super) fn survey(disk: &dyn Disk, options: &Options) -> Result<Survey, OpenE
     }
     let mark_file = at(disk, mark::NAME, disk.open(mark::NAME))?;
     let Some(mark) = at(disk, mark::NAME, Mark::read(mark_file.as_ref()))? else {
-        return Err(OpenError::NoMark { path: disk.path(mark::NAME) });
+        return Err(StoreError::NoMark { path: disk.path(mark::NAME) });
     };
 
     let mut survey =
@@ -75,7 +75,7 @@ pub(super) fn survey(disk: &dyn Disk, options: &Options) -> Result<Survey, OpenE
             Name::Segment(base) => {
                 let file = at(disk, name, disk.open(name))?;
                 let Some((generation, size)) = at(disk, name, read_header(file.as_ref()))? else {
-                    return Err(OpenError::BadSegment { path: disk.path(name) });
+                    return Err(StoreError::BadSegment { path: disk.path(name) });
                 };
                 survey.newest_generation = survey.newest_generation.max(generation);
                 survey.segments.push(Segment { base, size, generation });
@@ -104,7 +104,7 @@ pub(super) fn survey(disk: &dyn Disk, options: &Options) -> Result<Survey, OpenE
     let mut expected = mark.first;
     for segment in &survey.segments {
         if segment.base != expected {
-            return Err(OpenError::MissingSegment {
+            return Err(StoreError::MissingSegment {
                 from: Position(expected),
                 to: Position(segment.base),
                 next: disk.path(&segment.name()),
@@ -113,12 +113,12 @@ pub(super) fn survey(disk: &dyn Disk, options: &Options) -> Result<Survey, OpenE
         expected = segment.end();
     }
     if survey.segments.is_empty() && (mark.sequence > 0 || mark.first > 0) {
-        return Err(OpenError::AllMissing { dir: disk.path(""), sequence: mark.sequence });
+        return Err(StoreError::AllMissing { dir: disk.path(""), sequence: mark.sequence });
     }
     Ok(survey)
 }
 
-fn remove_temporary(disk: &dyn Disk, names: &[String]) -> Result<(), OpenError> {
+fn remove_temporary(disk: &dyn Disk, names: &[String]) -> Result<(), StoreError> {
     for name in names.iter().filter(|name| Name::parse(name) == Name::Temporary) {
         at(disk, name, disk.remove(name))?;
     }
@@ -134,8 +134,8 @@ pub(super) fn replay(
     disk: &dyn Disk,
     survey: &Survey,
     from: End,
-    mut visit: impl FnMut(&Header, Position) -> Result<(), OpenError>,
-) -> Result<End, OpenError> {
+    mut visit: impl FnMut(&Header, &[u8], Position) -> Result<(), StoreError>,
+) -> Result<End, StoreError> {
     let mut expected = from.sequence;
     let mut end = from.position;
     let first = survey.segments.partition_point(|segment| segment.end() <= from.position.0);
@@ -143,7 +143,7 @@ pub(super) fn replay(
     if let Some(last) = survey.segments.last()
         && from.position.0 > last.end()
     {
-        return Err(OpenError::LostTail {
+        return Err(StoreError::LostTail {
             path: disk.path(&last.name()),
             offset: last.size,
             from: expected,
@@ -161,7 +161,11 @@ pub(super) fn replay(
             if expected != 0 && header.sequence != expected {
                 break;
             }
-            visit(&header, Position(segment.base + offset))?;
+            let fact = match header.kind.has_fact() {
+                true => at(disk, &name, scan.payload(offset, &header))?,
+                false => Vec::new(),
+            };
+            visit(&header, &fact, Position(segment.base + offset))?;
             expected = header.sequence + 1;
             offset += header.stride();
         }
@@ -179,7 +183,7 @@ pub(super) fn replay(
             // Records of the batch that was being written when the crash came are there by chance.
             let torn = last && header.batch_first() <= expected.max(1);
             if !torn {
-                return Err(OpenError::Hole {
+                return Err(StoreError::Hole {
                     path: disk.path(&name),
                     offset,
                     from: expected,
@@ -194,7 +198,7 @@ pub(super) fn replay(
     expected = expected.max(1);
     if survey.mark.sequence > expected {
         let segment = segments.last().copied();
-        return Err(OpenError::LostTail {
+        return Err(StoreError::LostTail {
             path: disk.path(&segment.map(|segment| segment.name()).unwrap_or_default()),
             offset: segment.map_or(0, |segment| end.0.saturating_sub(segment.base)),
             from: expected,

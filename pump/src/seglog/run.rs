@@ -1,26 +1,27 @@
 //! The index: every transaction that the watermark has passed, sorted by commit_ts, in files that only grow.
 //!
-//! The watermark makes transactions final in commit_ts order, so the sorted order is also the order of writing. An entry
-//! is 32 bytes: commit_ts, start_ts, position, length of the prewrite binlog (4), CRC-32C of those (4); little-endian.
-//! Nothing here is synced before a checkpoint rests on it: the log has it all.
+//! The watermark makes transactions final in commit_ts order, so the sorted order is also the order of writing. Those
+//! that it has not passed wait in memory, sorted too. An entry has 48 bytes, little-endian: commit_ts, start_ts, position
+//! of the prewrite, position of the commit (8 each), their lengths (4 each), CRC-32C of those (4), zero (4). Nothing here
+//! is synced before a checkpoint rests on it: the log has it all.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use tidb::ts::{CommitTs, StartTs, Tso};
 
-use super::ReadError;
+use super::StoreError;
 use super::disk::DiskFile;
-use super::pairing::Committed;
+use super::pairing::{Committed, Place};
 use super::record::{u32_at, u64_at};
 use super::segment::{Position, Segments, write_at};
 
 /// Bytes of an entry.
-pub(super) const ENTRY: usize = 32;
-/// Entries kept in memory before they are written to a file.
-const TAIL: usize = if cfg!(test) { 5 } else { 8192 };
+const ENTRY: usize = 48;
 /// Entries of a file.
-const RUN: u64 = if cfg!(test) { 13 } else { 1 << 20 };
+const RUN: u64 = if cfg!(test) { 7 } else { 1 << 20 };
 
 /// One index file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,40 +48,53 @@ pub(super) fn run_name(first: u64) -> String {
 /// What readers see; consistent under its lock.
 #[derive(Debug, Default)]
 pub(super) struct Published {
-    /// In order; strictly increasing across files.
+    /// In order, and all before `waiting`.
     pub runs: Vec<Run>,
-    /// What comes after the files.
-    pub tail: Vec<Committed>,
-    pub watermark: Tso,
+    /// Not in a file yet.
+    pub waiting: BTreeMap<(CommitTs, StartTs), Committed>,
     pub collected: CommitTs,
+}
+
+impl Published {
+    /// Everything at or below this commit_ts is in files.
+    pub(super) fn last_in_files(&self) -> CommitTs {
+        self.runs.last().map_or(self.collected, |run| run.last)
+    }
 }
 
 /// The index's writing end.
 pub(super) struct Index {
     segments: Arc<Segments>,
-    published: Arc<RwLock<Published>>,
-    /// The file that the last run is appended to, once something was.
+    pub(super) published: Arc<RwLock<Published>>,
+    /// The file of the last run, once it was written to.
     active: Option<Arc<dyn DiskFile>>,
-    /// Files appended to since the last checkpoint.
+    /// Files written to since the last checkpoint.
     unsynced: Vec<Arc<dyn DiskFile>>,
 }
 
 fn encode(committed: &Committed, out: &mut Vec<u8>) {
     let at = out.len();
-    out.extend_from_slice(&committed.commit_ts.get().to_le_bytes());
-    out.extend_from_slice(&committed.start_ts.get().to_le_bytes());
-    out.extend_from_slice(&committed.position.get().to_le_bytes());
-    out.extend_from_slice(&committed.len.to_le_bytes());
+    for number in [
+        committed.commit_ts.get(),
+        committed.start_ts.get(),
+        committed.prewrite.position.get(),
+        committed.commit.position.get(),
+    ] {
+        out.extend_from_slice(&number.to_le_bytes());
+    }
+    out.extend_from_slice(&committed.prewrite.len.to_le_bytes());
+    out.extend_from_slice(&committed.commit.len.to_le_bytes());
     let crc = crc32c::crc32c(&out[at..]);
     out.extend_from_slice(&crc.to_le_bytes());
+    out.extend_from_slice(&[0; 4]);
 }
 
 fn decode(bytes: &[u8]) -> Option<Committed> {
-    (crc32c::crc32c(bytes.get(..28)?) == u32_at(bytes, 28)).then(|| Committed {
+    (crc32c::crc32c(bytes.get(..40)?) == u32_at(bytes, 40)).then(|| Committed {
         commit_ts: CommitTs::new(u64_at(bytes, 0)),
         start_ts: StartTs::new(u64_at(bytes, 8)),
-        position: Position(u64_at(bytes, 16)),
-        len: u32_at(bytes, 24),
+        prewrite: Place { position: Position(u64_at(bytes, 16)), len: u32_at(bytes, 32) },
+        commit: Place { position: Position(u64_at(bytes, 24)), len: u32_at(bytes, 36) },
     })
 }
 
@@ -90,36 +104,33 @@ impl Index {
         Self { segments, published, active: None, unsynced: Vec::new() }
     }
 
-    /// Adds transactions that have become final, in order, and publishes them with their watermark.
-    pub(super) fn extend(&mut self, settled: &[Committed], watermark: Tso) -> io::Result<()> {
-        let full = {
-            let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
-            published.tail.extend_from_slice(settled);
-            published.watermark = published.watermark.max(watermark);
-            published.tail.len() >= TAIL
-        };
-        if full { self.flush() } else { Ok(()) }
+    /// Adds transactions that committed. Readers see them from here on; how far they may read is theirs to know.
+    pub(super) fn add(&self, committed: impl IntoIterator<Item = Committed>) {
+        let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
+        for committed in committed {
+            published.waiting.insert((committed.commit_ts, committed.start_ts), committed);
+        }
     }
 
-    /// Writes what is in memory to files.
-    pub(super) fn flush(&mut self) -> io::Result<()> {
-        let (tail, mut last) = {
+    /// Moves what the watermark has passed into files.
+    pub(super) fn settle(&mut self, watermark: Tso) -> io::Result<()> {
+        let (passed, mut last) = {
             let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
-            (published.tail.clone(), published.runs.last().copied())
+            let passed = published.waiting.values().take_while(|waiting| waiting.commit_ts.0 <= watermark);
+            (passed.copied().collect::<Vec<_>>(), published.runs.last().copied())
         };
-        let mut rest = tail.as_slice();
-        let mut done = Vec::new();
+        let mut rest = passed.as_slice();
+        let mut written = Vec::new();
         while let Some(first) = rest.first() {
-            // Entries of one commit_ts stay in one file: a reader's position between files is a commit_ts.
-            let appendable = last.filter(|run| run.count < RUN || run.last == first.commit_ts);
-            let mut run = match appendable {
+            // Entries of one commit_ts stay in one file: a reader's place between files is a commit_ts.
+            let mut run = match last.filter(|run| run.count < RUN || run.last == first.commit_ts) {
                 Some(run) => run,
                 None => Run { first: first.commit_ts, last: first.commit_ts, count: 0 },
             };
-            let file = match (&self.active, run.count) {
-                (Some(file), 1..) => Arc::clone(file),
-                (None, 1..) => self.segments.disk.open(&run.name())?,
-                (_, 0) => self.segments.disk.create(&run.name())?,
+            let file = match &self.active {
+                _ if run.count == 0 => self.segments.disk.create(&run.name())?,
+                Some(file) => Arc::clone(file),
+                None => self.segments.disk.open(&run.name())?,
             };
             let mut take = (RUN.saturating_sub(run.count) as usize).clamp(1, rest.len());
             while take < rest.len() && rest[take].commit_ts == rest[take - 1].commit_ts {
@@ -129,6 +140,7 @@ impl Index {
             let mut bytes = Vec::with_capacity(take * ENTRY);
             for committed in now {
                 encode(committed, &mut bytes);
+                run.last = committed.commit_ts;
             }
             write_at(file.as_ref(), &bytes, run.count * ENTRY as u64)?;
             if !self.unsynced.iter().any(|known| Arc::ptr_eq(known, &file)) {
@@ -136,19 +148,20 @@ impl Index {
             }
             self.active = Some(file);
             run.count += take as u64;
-            run.last = now.last().map_or(run.last, |committed| committed.commit_ts);
             rest = later;
             last = Some(run);
-            done.push(run);
+            written.push(run);
         }
         let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
-        for run in done {
+        for run in written {
             match published.runs.last_mut() {
                 Some(known) if known.first == run.first => *known = run,
                 _ => published.runs.push(run),
             }
         }
-        published.tail.clear();
+        for committed in passed {
+            published.waiting.remove(&(committed.commit_ts, committed.start_ts));
+        }
         Ok(())
     }
 
@@ -157,7 +170,8 @@ impl Index {
         std::mem::take(&mut self.unsynced)
     }
 
-    /// Takes the files out that hold nothing above `through`; returns their names.
+    /// Refuses readers below `through` from here on, and takes the files out that hold nothing above it; returns their
+    /// names.
     pub(super) fn collect(&mut self, through: CommitTs) -> Vec<String> {
         let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
         published.collected = published.collected.max(through);
@@ -170,57 +184,65 @@ impl Index {
     }
 }
 
-/// The transactions after `after`, in order: at most about `max` (those of one commit_ts are not parted), none if `after`
-/// is at the watermark.
+/// The transactions in (`after`, `upto`], in order: about `max` of them (those of one commit_ts are not parted), none if
+/// there is none.
 pub(super) fn read(
     segments: &Segments,
     published: &RwLock<Published>,
     after: CommitTs,
+    upto: CommitTs,
     max: usize,
-) -> Result<Vec<Committed>, ReadError> {
+) -> Result<Vec<Committed>, StoreError> {
     let run = {
         let published = published.read().unwrap_or_else(PoisonError::into_inner);
         if after < published.collected {
-            return Err(ReadError::Collected { requested: after, oldest: published.collected });
+            return Err(StoreError::Collected { requested: after, oldest: published.collected });
         }
         let at = published.runs.partition_point(|run| run.last <= after);
         match published.runs.get(at) {
             Some(run) => *run,
+            None if after >= upto => return Ok(Vec::new()),
             None => {
-                let from = published.tail.partition_point(|committed| committed.commit_ts <= after);
-                let rest = &published.tail[from..];
-                let mut take = max.max(1).min(rest.len());
-                while take < rest.len() && rest[take].commit_ts == rest[take - 1].commit_ts {
-                    take += 1;
+                let from = Bound::Excluded((after, StartTs(Tso::MAX)));
+                let to = Bound::Included((upto, StartTs(Tso::MAX)));
+                let mut found: Vec<Committed> = Vec::new();
+                for (key, committed) in published.waiting.range((from, to)) {
+                    if found.len() >= max && found.last().is_some_and(|last| last.commit_ts < key.0) {
+                        break;
+                    }
+                    found.push(*committed);
                 }
-                return Ok(rest[..take].to_vec());
+                return Ok(found);
             }
         }
     };
     match read_run(segments, run, after, max.max(1)) {
-        // Collected while it was read.
-        Err(ReadError::Io { .. } | ReadError::Corrupt { .. })
-            if after < published.read().unwrap_or_else(PoisonError::into_inner).collected =>
-        {
-            let oldest = published.read().unwrap_or_else(PoisonError::into_inner).collected;
-            Err(ReadError::Collected { requested: after, oldest })
+        Ok(mut found) => {
+            let keep = found.partition_point(|committed| committed.commit_ts <= upto);
+            found.truncate(keep);
+            Ok(found)
         }
-        result => result,
+        Err(error) => {
+            let oldest = published.read().unwrap_or_else(PoisonError::into_inner).collected;
+            // Collected while it was read?
+            Err(if after < oldest { StoreError::Collected { requested: after, oldest } } else { error })
+        }
     }
 }
 
-fn read_run(segments: &Segments, run: Run, after: CommitTs, max: usize) -> Result<Vec<Committed>, ReadError> {
+fn read_run(segments: &Segments, run: Run, after: CommitTs, max: usize) -> Result<Vec<Committed>, StoreError> {
     let name = run.name();
-    let io = |source| ReadError::Io { path: segments.disk.path(&name), source };
+    let io = |source| StoreError::Read { path: segments.disk.path(&name), source };
     let file = segments.file(&name).map_err(io)?;
-    let entries = |from: u64, count: usize| -> Result<Vec<Committed>, ReadError> {
+    let entries = |from: u64, count: usize| -> Result<Vec<Committed>, StoreError> {
         let mut bytes = vec![0; count * ENTRY];
         file.read_exact_at(&mut bytes, from * ENTRY as u64).map_err(io)?;
         let decoded = bytes.chunks_exact(ENTRY).enumerate().map(|(index, bytes)| {
-            decode(bytes).ok_or_else(|| ReadError::Corrupt {
+            decode(bytes).ok_or_else(|| StoreError::Corrupt {
                 path: segments.disk.path(&name),
                 offset: (from + index as u64) * ENTRY as u64,
-                what: "an index entry does not match its checksum; stop, remove the files *.run and the file checkpoint, and start again: the index is rebuilt from the log",
+                what: "an index entry does not match its checksum; stop the pump, remove the file `checkpoint` beside \
+                       it, and start again: the index is then rebuilt from the log",
             })
         });
         decoded.collect()

@@ -55,6 +55,13 @@ impl<'a> Scan<'a> {
         Ok(None)
     }
 
+    /// The payload of a whole record, which the caller knows to be short.
+    pub(super) fn payload(&mut self, offset: u64, header: &Header) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; header.len as usize];
+        self.file.read_exact_at(&mut bytes, offset + HEADER as u64)?;
+        Ok(bytes)
+    }
+
     fn bytes(&mut self, offset: u64, len: usize) -> io::Result<Option<&[u8]>> {
         let inside = |start: u64, have: usize| {
             offset.checked_sub(start).is_some_and(|skip| skip + len as u64 <= have as u64)
