@@ -14,6 +14,7 @@ pub mod align;
 pub mod chain;
 pub mod config;
 pub mod event;
+pub mod files;
 pub mod follow;
 pub mod kafka;
 pub mod metrics;

@@ -20,13 +20,7 @@ pub struct BadDecimal {
 
 /// MySQL's type numbers that matter here.
 pub(crate) mod types {
-    pub(crate) const TIMESTAMP: i32 = 7;
     pub(crate) const VARCHAR: i32 = 15;
-    pub(crate) const DATETIME: i32 = 12;
-    pub(crate) const BIT: i32 = 16;
-    pub(crate) const JSON: i32 = 245;
-    pub(crate) const ENUM: i32 = 247;
-    pub(crate) const SET: i32 = 248;
     pub(crate) const TINY_BLOB: i32 = 249;
     pub(crate) const BLOB: i32 = 252;
     pub(crate) const VAR_STRING: i32 = 253;
