@@ -94,7 +94,9 @@ impl Health {
         let ready = !parts.is_empty() && parts.values().all(Result::is_ok);
         let parts: serde_json::Map<_, _> = parts
             .iter()
-            .map(|(name, state)| (name.clone(), Value::from(state.as_ref().err().map_or("ok", String::as_str))))
+            .map(|(name, state)| {
+                (name.clone(), Value::from(state.as_ref().err().map_or("ok", String::as_str)))
+            })
             .collect();
         json!({ "ready": ready, "parts": parts })
     }
@@ -183,7 +185,10 @@ impl Admin {
                 "/metrics",
                 get(move || {
                     let text = telemetry.render_metrics();
-                    std::future::ready(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text))
+                    std::future::ready((
+                        [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+                        text,
+                    ))
                 }),
             )
             .route("/healthz", get(|| std::future::ready("ok\n")))
@@ -228,13 +233,16 @@ impl Guard {
             let text = "changing state needs admin.token, or admin.security with cert-allowed-cn, in the configuration\n";
             return Err((StatusCode::FORBIDDEN, text.to_owned()));
         };
-        let token = token.reveal().map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, format!("admin.token: {error}\n")))?;
+        let token = token
+            .reveal()
+            .map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, format!("admin.token: {error}\n")))?;
         match bearer {
             Some(given) if !token.is_empty() && same(given.as_bytes(), token.as_bytes()) => Ok(()),
             Some(_) => Err((StatusCode::UNAUTHORIZED, "the token is wrong\n".to_owned())),
-            None => {
-                Err((StatusCode::UNAUTHORIZED, "send the header `Authorization: Bearer <admin.token>`\n".to_owned()))
-            }
+            None => Err((
+                StatusCode::UNAUTHORIZED,
+                "send the header `Authorization: Bearer <admin.token>`\n".to_owned(),
+            )),
         }
     }
 }

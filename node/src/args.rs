@@ -45,7 +45,18 @@ mod tests {
     #[test]
     fn forms() {
         assert_eq!(
-            strings(&["pump", "-addr", "x:1", "-pd-urls=http://y", "--gc", "7", "-L", "info", "-L=warn", "-V"]),
+            strings(&[
+                "pump",
+                "-addr",
+                "x:1",
+                "-pd-urls=http://y",
+                "--gc",
+                "7",
+                "-L",
+                "info",
+                "-L=warn",
+                "-V"
+            ]),
             ["pump", "--addr", "x:1", "--pd-urls=http://y", "--gc", "7", "-L", "info", "-L=warn", "-V"]
         );
         assert_eq!(

@@ -30,7 +30,9 @@ pub enum DataDirError {
     #[error("data-dir {0} is in use by another process")]
     Locked(PathBuf),
     /// The data belongs to another cluster.
-    #[error("data-dir {path} belongs to cluster {found}, but PD says {expected}: use another data-dir, or the right pd-urls")]
+    #[error(
+        "data-dir {path} belongs to cluster {found}, but PD says {expected}: use another data-dir, or the right pd-urls"
+    )]
     OtherCluster {
         /// The directory.
         path: PathBuf,
@@ -40,7 +42,9 @@ pub enum DataDirError {
         expected: u64,
     },
     /// A node id that cannot be a key.
-    #[error("node id `{id}` (from {origin}) must not be empty or hold slashes, spaces or control characters: TiDB could not list the nodes")]
+    #[error(
+        "node id `{id}` (from {origin}) must not be empty or hold slashes, spaces or control characters: TiDB could not list the nodes"
+    )]
     NodeId {
         /// As found.
         id: String,
@@ -63,8 +67,7 @@ impl DataDir {
         std::fs::create_dir_all(&path).map_err(|source| DataDirError::Io { path: path.clone(), source })?;
         let lock_path = path.join(".lock");
         let io = |source| DataDirError::Io { path: lock_path.clone(), source };
-        let lock =
-            OpenOptions::new().create(true).append(true).mode(0o600).open(&lock_path).map_err(io)?;
+        let lock = OpenOptions::new().create(true).append(true).mode(0o600).open(&lock_path).map_err(io)?;
         match lock.try_lock() {
             Ok(()) => Ok(Self { path, _lock: lock }),
             Err(TryLockError::WouldBlock) => Err(DataDirError::Locked(path)),
@@ -121,7 +124,8 @@ impl DataDir {
     }
 
     fn write(&self, file: &Path, text: &str) -> Result<(), DataDirError> {
-        replace_file(file, text.as_bytes()).map_err(|source| DataDirError::Io { path: file.to_path_buf(), source })
+        replace_file(file, text.as_bytes())
+            .map_err(|source| DataDirError::Io { path: file.to_path_buf(), source })
     }
 }
 
@@ -138,7 +142,8 @@ pub fn replace_file(file: &Path, content: &[u8]) -> io::Result<()> {
     let name = file.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
     let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let temporary = directory.join(format!("{}.tmp", name.to_string_lossy()));
-    let mut writer = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
+    let mut writer =
+        OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
     writer.write_all(content)?;
     writer.sync_all()?;
     std::fs::rename(&temporary, file)?;

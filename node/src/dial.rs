@@ -37,7 +37,9 @@ pub enum DialError {
     #[error("no address to connect to")]
     NoAddress,
     /// An address cannot be understood.
-    #[error("`{address}` is not an address: write host:port, http://host:port, https://host:port or unix:///path")]
+    #[error(
+        "`{address}` is not an address: write host:port, http://host:port, https://host:port or unix:///path"
+    )]
     Address {
         /// As given.
         address: String,
@@ -64,10 +66,8 @@ enum Target {
 /// A channel to whichever of `addresses` answers: `host:port` (TLS if and only if `security` is enabled), `http://…`
 /// (never), `https://…` (always), `unix:///path`. Pings idle connections, so that a peer that vanished is noticed.
 pub fn channel<A: AsRef<str>>(addresses: &[A], security: &Security) -> Result<Channel, DialError> {
-    let targets = addresses
-        .iter()
-        .map(|address| target(address.as_ref(), security))
-        .collect::<Result<Vec<_>, _>>()?;
+    let targets =
+        addresses.iter().map(|address| target(address.as_ref(), security)).collect::<Result<Vec<_>, _>>()?;
     let authority = match targets.first() {
         None => return Err(DialError::NoAddress),
         Some(Target::Tcp { host, port, .. }) if host.contains(':') => format!("[{host}]:{port}"),

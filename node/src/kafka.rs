@@ -158,7 +158,10 @@ impl Validate for KafkaConfig {
             return Err(Invalid::new("kafka.brokers", "is empty: name at least one host:port"));
         }
         for broker in &self.brokers {
-            let port = broker.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+            let port = broker
+                .rsplit_once(':')
+                .filter(|(host, _)| !host.is_empty())
+                .map(|(_, port)| port.parse::<u16>());
             if !matches!(port, Some(Ok(_))) || broker.contains(',') {
                 return Err(Invalid::new("kafka.brokers", format!("`{broker}` is not host:port")));
             }
@@ -177,7 +180,10 @@ impl Validate for KafkaConfig {
                     ));
                 }
             }
-        } else if self.sasl_mechanism.is_some() || self.sasl_username.is_some() || self.sasl_password.is_some() {
+        } else if self.sasl_mechanism.is_some()
+            || self.sasl_username.is_some()
+            || self.sasl_password.is_some()
+        {
             return Err(Invalid::new(
                 "kafka.security-protocol",
                 format!("`{}` would not use the sasl- keys that are set", protocol.name()),
@@ -222,7 +228,11 @@ mod tests {
     fn plaintext() {
         assert_eq!(
             settings("brokers = [\"a:9092\", \"b:9092\"]\n[properties]\n\"linger.ms\" = \"5\""),
-            pairs(&[("bootstrap.servers", "a:9092,b:9092"), ("security.protocol", "plaintext"), ("linger.ms", "5")])
+            pairs(&[
+                ("bootstrap.servers", "a:9092,b:9092"),
+                ("security.protocol", "plaintext"),
+                ("linger.ms", "5")
+            ])
         );
     }
 
@@ -250,8 +260,14 @@ mod tests {
             ("brokers = [\"a\"]", "kafka.brokers"),
             ("brokers = [\"a:1,b:2\"]", "kafka.brokers"),
             ("brokers = [\"a:1\"]\nsasl-mechanism = \"PLAIN\"", "kafka.sasl-username"),
-            ("brokers = [\"a:1\"]\nsecurity-protocol = \"ssl\"\nsasl-username = \"u\"", "kafka.security-protocol"),
-            ("brokers = [\"a:1\"]\nsecurity-protocol = \"plaintext\"\nssl-ca = \"c\"", "kafka.security-protocol"),
+            (
+                "brokers = [\"a:1\"]\nsecurity-protocol = \"ssl\"\nsasl-username = \"u\"",
+                "kafka.security-protocol",
+            ),
+            (
+                "brokers = [\"a:1\"]\nsecurity-protocol = \"plaintext\"\nssl-ca = \"c\"",
+                "kafka.security-protocol",
+            ),
             ("brokers = [\"a:1\"]\nssl-cert = \"c\"", "kafka.ssl-key"),
             (
                 "brokers = [\"a:1\"]\n[properties]\n\"isolation.level\" = \"x\"",
@@ -261,6 +277,11 @@ mod tests {
             let config: KafkaConfig = parse(text, "kafka").unwrap();
             assert_eq!(config.validate().unwrap_err().field, field, "{text}");
         }
-        assert!(parse::<KafkaConfig>("sasl-mechanism = \"GSSAPI\"", "k").unwrap_err().to_string().contains("PLAIN"));
+        assert!(
+            parse::<KafkaConfig>("sasl-mechanism = \"GSSAPI\"", "k")
+                .unwrap_err()
+                .to_string()
+                .contains("PLAIN")
+        );
     }
 }

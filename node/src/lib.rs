@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod args;
 pub mod config;
+pub mod ctl;
 pub mod data_dir;
 pub mod dial;
 pub mod etcd;

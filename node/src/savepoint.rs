@@ -74,7 +74,11 @@ mod tests {
     #[test]
     fn the_originals_file_is_read() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(path(dir.path()), "consistent = true\ncommitTS = 7\nschema-version = 41\n\n[ts-map]\n").unwrap();
+        std::fs::write(
+            path(dir.path()),
+            "consistent = true\ncommitTS = 7\nschema-version = 41\n\n[ts-map]\n",
+        )
+        .unwrap();
         assert_eq!(read(dir.path()).unwrap(), Some(CommitTs::new(7)));
     }
 

@@ -149,8 +149,9 @@ impl Tasks {
             self.set.abort_all();
             let stuck = stuck.join(", ");
             warn!(tasks = stuck, seconds = deadline.as_secs_f64(), "did not end in time, aborted");
-            first_error
-                .get_or_insert_with(|| anyhow!("these tasks did not end within {deadline:?} and were aborted: {stuck}"));
+            first_error.get_or_insert_with(|| {
+                anyhow!("these tasks did not end within {deadline:?} and were aborted: {stuck}")
+            });
         }
         first_error.map_or(Ok(()), Err)
     }

@@ -178,7 +178,12 @@ impl TidbStatus {
     }
 
     /// The outer error ends the search, the inner one is this server's alone.
-    async fn ask_one(&self, url: &str, path: &str, limit: usize) -> Result<Result<Bytes, String>, StatusError> {
+    async fn ask_one(
+        &self,
+        url: &str,
+        path: &str,
+        limit: usize,
+    ) -> Result<Result<Bytes, String>, StatusError> {
         let mut response = match self.http.get(format!("{url}{path}")).send().await {
             Ok(response) => response,
             Err(error) => return Ok(Err(chain(&error))),
@@ -232,12 +237,11 @@ impl TidbStatus {
             .kvs()
             .iter()
             .map(|kv| {
-                let info: ServerInfo = serde_json::from_slice(kv.value()).map_err(|error| {
-                    StatusError::Registration {
+                let info: ServerInfo =
+                    serde_json::from_slice(kv.value()).map_err(|error| StatusError::Registration {
                         key: String::from_utf8_lossy(kv.key()).into_owned(),
                         reason: error.to_string(),
-                    }
-                })?;
+                    })?;
                 let host = if info.ip.contains(':') { format!("[{}]", info.ip) } else { info.ip };
                 Ok(format!("{}://{host}:{}", self.scheme, info.status_port))
             })

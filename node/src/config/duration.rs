@@ -14,7 +14,9 @@ pub struct HumanDuration(pub Duration);
 
 /// A text that is no duration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is not a duration: write a number with a unit (ns, us, ms, s, m, h, d, w), such as `2s` or `1h30m`")]
+#[error(
+    "`{text}` is not a duration: write a number with a unit (ns, us, ms, s, m, h, d, w), such as `2s` or `1h30m`"
+)]
 pub struct DurationError {
     text: String,
 }
@@ -87,7 +89,8 @@ fn scaled(number: &str, scale: u128) -> Option<u128> {
     if whole.is_empty() && fraction.is_empty() || fraction.contains('.') || fraction.len() > 18 {
         return None;
     }
-    let digits = |text: &str| if text.is_empty() { Some(0) } else { text.parse::<u64>().ok().map(u128::from) };
+    let digits =
+        |text: &str| if text.is_empty() { Some(0) } else { text.parse::<u64>().ok().map(u128::from) };
     let whole = digits(whole)?.checked_mul(scale)?;
     let fraction = digits(fraction)?.checked_mul(scale)? / 10u128.pow(fraction.len() as u32);
     whole.checked_add(fraction)
@@ -108,9 +111,15 @@ impl fmt::Display for HumanDuration {
         if rest == 0 {
             return f.write_str("0s");
         }
-        for (name, scale) in
-            [("d", DAY), ("h", 3600 * SECOND), ("m", 60 * SECOND), ("s", SECOND), ("ms", 1_000_000), ("us", 1_000), ("ns", 1)]
-        {
+        for (name, scale) in [
+            ("d", DAY),
+            ("h", 3600 * SECOND),
+            ("m", 60 * SECOND),
+            ("s", SECOND),
+            ("ms", 1_000_000),
+            ("us", 1_000),
+            ("ns", 1),
+        ] {
             if rest >= scale {
                 write!(f, "{}{name}", rest / scale)?;
                 rest %= scale;
@@ -152,14 +161,18 @@ impl Visitor<'_> for DurationVisitor {
 
     fn visit_u64<E: de::Error>(self, number: u64) -> Result<HumanDuration, E> {
         if self.bare.is_none() {
-            return Err(E::custom(format!("{number} has no unit: write it as a string with one, such as \"{number}s\"")));
+            return Err(E::custom(format!(
+                "{number} has no unit: write it as a string with one, such as \"{number}s\""
+            )));
         }
         parse(&number.to_string(), self.bare).map_err(E::custom)
     }
 
     fn visit_f64<E: de::Error>(self, number: f64) -> Result<HumanDuration, E> {
         if self.bare.is_none() {
-            return Err(E::custom(format!("{number} has no unit: write it as a string with one, such as \"{number}s\"")));
+            return Err(E::custom(format!(
+                "{number} has no unit: write it as a string with one, such as \"{number}s\""
+            )));
         }
         parse(&number.to_string(), self.bare).map_err(E::custom)
     }

@@ -116,7 +116,14 @@ fn key_at(text: &str, at: usize) -> Option<String> {
         let trimmed = line.trim();
         let holds = (offset..offset + line.len()).contains(&at) || offset + line.len() == text.len();
         if trimmed.starts_with('[') {
-            section = trimmed.split('#').next().unwrap_or_default().trim().trim_matches(['[', ']']).trim().to_owned();
+            section = trimmed
+                .split('#')
+                .next()
+                .unwrap_or_default()
+                .trim()
+                .trim_matches(['[', ']'])
+                .trim()
+                .to_owned();
             if holds {
                 return (!section.is_empty()).then_some(section);
             }
@@ -172,7 +179,10 @@ mod tests {
     fn a_misspelt_key_is_named_with_file_and_line() {
         let text = "addr = \"a:1\"\n\n[storage]\nsync-logs = true\n";
         let message = error(text);
-        assert!(message.starts_with("pump.toml:4:1: storage.sync-logs: unknown field `sync-logs`"), "{message}");
+        assert!(
+            message.starts_with("pump.toml:4:1: storage.sync-logs: unknown field `sync-logs`"),
+            "{message}"
+        );
         assert!(message.contains("`sync-log`"), "{message}");
         assert!(error("adr = 1").starts_with("pump.toml:1:1: adr: unknown field"), "{}", error("adr = 1"));
     }

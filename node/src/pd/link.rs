@@ -168,17 +168,23 @@ impl Leader {
     /// The leader's own addresses first; then the configured ones, for where the leader advertises an address that cannot
     /// be reached from here (they refuse if they do not lead).
     fn new(answer: &GetMembersResponse, configured: &[String], security: &Security) -> Result<Self, PdError> {
-        let mut urls =
-            answer.leader.as_ref().map(|leader| leader.client_urls.clone()).filter(|urls| !urls.is_empty()).ok_or(
-                PdError::NoLeader,
-            )?;
+        let mut urls = answer
+            .leader
+            .as_ref()
+            .map(|leader| leader.client_urls.clone())
+            .filter(|urls| !urls.is_empty())
+            .ok_or(PdError::NoLeader)?;
         urls.extend(configured.iter().filter(|url| !urls.contains(url)).cloned().collect::<Vec<_>>());
         let channel = dial::channel(&urls, security)?;
         Ok(Self { urls, channel })
     }
 }
 
-async fn ask_members(members: &Channel, cluster_id: u64, limit: Duration) -> Result<GetMembersResponse, PdError> {
+async fn ask_members(
+    members: &Channel,
+    cluster_id: u64,
+    limit: Duration,
+) -> Result<GetMembersResponse, PdError> {
     let request = GetMembersRequest { header: Some(RequestHeader { cluster_id, sender_id: 0 }) };
     let mut client = PdClient::new(members.clone());
     match tokio::time::timeout(limit, client.get_members(request)).await {

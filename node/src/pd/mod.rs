@@ -66,7 +66,9 @@ pub enum PdError {
         transient: bool,
     },
     /// What answers belongs to another cluster than before.
-    #[error("PD answers for cluster {found}, but it was {expected} before: pd-urls point to more than one cluster")]
+    #[error(
+        "PD answers for cluster {found}, but it was {expected} before: pd-urls point to more than one cluster"
+    )]
     OtherCluster {
         /// At connecting.
         expected: u64,
@@ -80,7 +82,9 @@ pub enum PdError {
         key: String,
     },
     /// PD's clock fell behind what it gave out before: it was restored from an old backup, or is another one.
-    #[error("PD's timestamps went back from {last} to {got}: was PD restored? stop, and start from a new position")]
+    #[error(
+        "PD's timestamps went back from {last} to {got}: was PD restored? stop, and start from a new position"
+    )]
     WentBack {
         /// The largest seen.
         last: Tso,
@@ -117,7 +121,11 @@ impl PdError {
                 | Code::DataLoss
                 | Code::Unauthenticated => false,
             },
-            Self::Dial(_) | Self::Etcd(_) | Self::OtherCluster { .. } | Self::WentBack { .. } | Self::Ended => false,
+            Self::Dial(_)
+            | Self::Etcd(_)
+            | Self::OtherCluster { .. }
+            | Self::WentBack { .. }
+            | Self::Ended => false,
         }
     }
 }
@@ -158,7 +166,11 @@ impl Pd {
 
     /// As [`Self::connect`], again and again with growing pauses until it succeeds, fails for good, or the end is asked for
     /// ([`PdError::Ended`]).
-    pub async fn connect_until(urls: &[String], security: &Security, shutdown: &Shutdown) -> Result<Self, PdError> {
+    pub async fn connect_until(
+        urls: &[String],
+        security: &Security,
+        shutdown: &Shutdown,
+    ) -> Result<Self, PdError> {
         let mut pauses = ExponentialBuilder::new()
             .with_min_delay(Duration::from_millis(200))
             .with_max_delay(Duration::from_secs(5))
@@ -206,7 +218,8 @@ impl Pd {
                 async move { Ok(client.get_region(request).await?.into_inner()) }
             })
             .await?;
-        let (Some(region), Some(leader)) = (found.region, found.leader.filter(|leader| leader.store_id != 0)) else {
+        let (Some(region), Some(leader)) = (found.region, found.leader.filter(|leader| leader.store_id != 0))
+        else {
             return Err(PdError::NoRegion { key: hex() });
         };
         let store = self

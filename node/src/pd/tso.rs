@@ -141,9 +141,11 @@ impl Fetcher {
                 };
                 answer.ok_or(PdError::NoLeader)
             };
-            let answer = tokio::time::timeout(ATTEMPT, exchange)
-                .await
-                .map_err(|_| PdError::Timeout { call: "Tso", limit: ATTEMPT, last: None })??;
+            let answer = tokio::time::timeout(ATTEMPT, exchange).await.map_err(|_| PdError::Timeout {
+                call: "Tso",
+                limit: ATTEMPT,
+                last: None,
+            })??;
             let outcome = self.judge(&answer)?;
             self.failures = 0;
             for waiter in self.waiting.drain(..) {

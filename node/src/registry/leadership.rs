@@ -77,8 +77,14 @@ pub(super) async fn campaign(
                 let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
                 info!(key, candidate, revision, "won leadership");
                 let lost = CancellationToken::new();
-                let keeper =
-                    Keeper { registry: registry.clone(), key, lease, revision, ttl, deadline: asked + ttl - margin(ttl) };
+                let keeper = Keeper {
+                    registry: registry.clone(),
+                    key,
+                    lease,
+                    revision,
+                    ttl,
+                    deadline: asked + ttl - margin(ttl),
+                };
                 // However the task ends, even by a panic, leadership is lost.
                 let guard = lost.clone().drop_guard();
                 let keeper = AbortOnDropHandle::new(tokio::spawn(async move {
@@ -109,7 +115,9 @@ async fn gone(registry: &Registry, key: &str, revision: i64) -> Result<(), Regis
     let mut stream = in_time(client.watch(key, Some(options))).await?;
     let deleted = async {
         while let Some(message) = stream.message().await? {
-            if message.canceled() || message.events().iter().any(|event| event.event_type() == EventType::Delete) {
+            if message.canceled()
+                || message.events().iter().any(|event| event.event_type() == EventType::Delete)
+            {
                 break;
             }
         }

@@ -67,7 +67,9 @@ pub enum RegistryError {
         id: String,
     },
     /// Another living process uses the id.
-    #[error("node id `{id}` is used by the {kind} at {host}, which is alive: every node needs an id of its own")]
+    #[error(
+        "node id `{id}` is used by the {kind} at {host}, which is alive: every node needs an id of its own"
+    )]
     InUse {
         /// Which list.
         kind: NodeKind,
@@ -93,9 +95,11 @@ impl RegistryError {
         match self {
             Self::Timeout | Self::Contended { .. } => true,
             Self::Etcd(error) => etcd_is_retryable(error),
-            Self::Malformed { .. } | Self::NotFound { .. } | Self::Exists { .. } | Self::InUse { .. } | Self::BadId(_) => {
-                false
-            }
+            Self::Malformed { .. }
+            | Self::NotFound { .. }
+            | Self::Exists { .. }
+            | Self::InUse { .. }
+            | Self::BadId(_) => false,
         }
     }
 }
@@ -212,10 +216,17 @@ impl Registry {
     }
 
     /// Changes only the state of a node's entry, whatever else is rewritten meanwhile; returns the entry as it is then.
-    pub async fn set_state(&self, kind: NodeKind, id: &str, state: NodeState) -> Result<NodeRecord, RegistryError> {
+    pub async fn set_state(
+        &self,
+        kind: NodeKind,
+        id: &str,
+        state: NodeState,
+    ) -> Result<NodeRecord, RegistryError> {
         for _ in 0..ATTEMPTS {
             let entry = self.get(kind, id).await?;
-            let Some((mut record, revision)) = entry.and_then(|entry| Some((entry.record?, entry.mod_revision))) else {
+            let Some((mut record, revision)) =
+                entry.and_then(|entry| Some((entry.record?, entry.mod_revision)))
+            else {
                 return Err(RegistryError::NotFound { kind, id: id.to_owned() });
             };
             record.state = state;
@@ -256,7 +267,12 @@ impl Registry {
 
     /// Waits until `candidate` leads `name`. Leadership is lost when etcd has not confirmed it for `ttl` (whole seconds,
     /// at least two). Cancel-safe, except that leadership won in that very moment may stand for `ttl`.
-    pub async fn campaign(&self, name: &str, candidate: &str, ttl: Duration) -> Result<Leadership, RegistryError> {
+    pub async fn campaign(
+        &self,
+        name: &str,
+        candidate: &str,
+        ttl: Duration,
+    ) -> Result<Leadership, RegistryError> {
         record::check_id(name).map_err(RegistryError::BadId)?;
         leadership::campaign(self.clone(), format!("{LEADERS}{name}"), candidate.to_owned(), ttl).await
     }
@@ -293,7 +309,9 @@ impl Registry {
 }
 
 /// With the original's limit on a request.
-async fn in_time<T>(request: impl Future<Output = Result<T, etcd_client::Error>>) -> Result<T, RegistryError> {
+async fn in_time<T>(
+    request: impl Future<Output = Result<T, etcd_client::Error>>,
+) -> Result<T, RegistryError> {
     match tokio::time::timeout(REQUEST, request).await {
         Ok(result) => Ok(result?),
         Err(_) => Err(RegistryError::Timeout),

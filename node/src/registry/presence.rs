@@ -53,7 +53,11 @@ impl Facts {
     }
 }
 
-pub(super) async fn announce(registry: Registry, kind: NodeKind, side: Side) -> Result<Presence, RegistryError> {
+pub(super) async fn announce(
+    registry: Registry,
+    kind: NodeKind,
+    side: Side,
+) -> Result<Presence, RegistryError> {
     let deadline = Instant::now() + TTL + Duration::from_secs(2);
     let lease = loop {
         match write_new(&registry, kind, &side).await {

@@ -88,9 +88,10 @@ impl FromStr for NodeState {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|state| state.name() == text).ok_or_else(|| {
-            format!("`{text}` is not a state: use {}", Self::ALL.map(Self::name).join(", "))
-        })
+        Self::ALL
+            .into_iter()
+            .find(|state| state.name() == text)
+            .ok_or_else(|| format!("`{text}` is not a state: use {}", Self::ALL.map(Self::name).join(", ")))
     }
 }
 

@@ -83,7 +83,11 @@ impl Watch {
             return Err(etcd_client::Error::WatchError("the stream ended".to_owned()).into());
         };
         if message.canceled() {
-            debug!(reason = message.cancel_reason(), compacted = message.compact_revision(), "a watch was cancelled");
+            debug!(
+                reason = message.cancel_reason(),
+                compacted = message.compact_revision(),
+                "a watch was cancelled"
+            );
             self.stream = None;
             return Ok(None);
         }

@@ -8,6 +8,7 @@ mod first_bytes;
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -108,10 +109,13 @@ impl Listener {
         };
         let listener = match UnixListener::bind(path) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                let abandoned = UnixStream::connect(path)
+                // Connecting to a file that is no socket is refused in the same way, and it may be precious.
+                let is_socket =
+                    std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+                let is_refused = UnixStream::connect(path)
                     .await
                     .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-                if !abandoned {
+                if !(is_socket && is_refused) {
                     return Err(wrap(error));
                 }
                 std::fs::remove_file(path).map_err(wrap)?;
@@ -223,7 +227,9 @@ impl Server {
                     let cut = self.cut.clone();
                     tokio::spawn(async move { cut.run_until_cancelled(connection.run()).await });
                 }
-                Err(error) if is_of_one_connection(&error) => debug!(%error, "a connection broke while it was accepted"),
+                Err(error) if is_of_one_connection(&error) => {
+                    debug!(%error, "a connection broke while it was accepted")
+                }
                 Err(error) => {
                     // Out of file descriptors, most likely: closing connections frees them.
                     warn!(%error, "cannot accept connections, trying again");
@@ -232,7 +238,6 @@ impl Server {
             }
         }
     }
-
 }
 
 /// One connection, from the handshake to its end. Does not hold the server, which ends before it does.

@@ -51,8 +51,11 @@ fn append(path: &Path) -> io::Result<(File, u64)> {
 impl Open {
     fn rotate(&mut self) -> io::Result<()> {
         let stem = self.path.file_stem().unwrap_or_default().to_string_lossy();
-        let extension =
-            self.path.extension().map(|extension| format!(".{}", extension.to_string_lossy())).unwrap_or_default();
+        let extension = self
+            .path
+            .extension()
+            .map(|extension| format!(".{}", extension.to_string_lossy()))
+            .unwrap_or_default();
         let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H-%M-%S%.3f");
         let mut old = self.path.with_file_name(format!("{stem}-{now}{extension}"));
         let mut copy = 1;

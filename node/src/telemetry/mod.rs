@@ -50,7 +50,9 @@ impl Default for LogConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     /// The level is neither a level nor a list of directives.
-    #[error("log-level `{level}` is not understood ({reason}): use debug, info, warn or error, or directives such as `info,node=debug`")]
+    #[error(
+        "log-level `{level}` is not understood ({reason}): use debug, info, warn or error, or directives such as `info,node=debug`"
+    )]
     Level {
         /// As given.
         level: String,
@@ -109,7 +111,7 @@ impl Telemetry {
         std::panic::set_hook(Box::new(|panic| {
             tracing::error!(
                 place = panic.location().map(ToString::to_string),
-                message = panic.payload_as_str().unwrap_or("no message"),
+                reason = panic.payload_as_str().unwrap_or("no message"),
                 "panicked"
             );
         }));
@@ -224,7 +226,10 @@ mod tests {
             metrics::histogram!("other").record(1.0);
         });
         let text = handle.render();
-        assert!(text.contains("rpc_duration_seconds_bucket{method=\"WriteBinlog\",le=\"0.0001\"} 1"), "{text}");
+        assert!(
+            text.contains("rpc_duration_seconds_bucket{method=\"WriteBinlog\",le=\"0.0001\"} 1"),
+            "{text}"
+        );
         assert!(text.contains("write_binlog_size_bucket{le=\"16\"} 0"), "{text}");
         assert!(text.contains("write_binlog_size_bucket{le=\"32\"} 1"), "{text}");
         assert!(text.contains("other{quantile=\"0.5\"}"), "{text}");
@@ -233,7 +238,8 @@ mod tests {
     #[test]
     fn a_detached_one_shows_the_process() {
         let text = Telemetry::detached().render_metrics();
-        let resident = text.lines().find_map(|line| line.strip_prefix("process_resident_memory_bytes ")).unwrap();
+        let resident =
+            text.lines().find_map(|line| line.strip_prefix("process_resident_memory_bytes ")).unwrap();
         assert!(resident.parse::<u64>().unwrap() > 1 << 20, "{text}");
         assert!(Telemetry::detached().set_level("nonsense!").is_err());
     }

@@ -16,7 +16,12 @@ pub(super) fn render(text: &mut String) {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let kib = |key: &str| number_after(&status, key).map(|kib| kib * 1024.0);
     put("process_resident_memory_bytes", "gauge", "Resident memory in bytes.", kib("VmRSS:"));
-    put("process_resident_memory_peak_bytes", "gauge", "Largest resident memory so far in bytes.", kib("VmHWM:"));
+    put(
+        "process_resident_memory_peak_bytes",
+        "gauge",
+        "Largest resident memory so far in bytes.",
+        kib("VmHWM:"),
+    );
     put("process_virtual_memory_bytes", "gauge", "Virtual memory in bytes.", kib("VmSize:"));
     put("process_threads", "gauge", "Threads.", number_after(&status, "Threads:"));
 
@@ -36,7 +41,12 @@ pub(super) fn render(text: &mut String) {
     let open = std::fs::read_dir("/proc/self/fd").ok().map(|entries| entries.count() as f64);
     put("process_open_fds", "gauge", "Open file descriptors.", open);
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    put("process_max_fds", "gauge", "Limit of open file descriptors.", number_after(&limits, "Max open files"));
+    put(
+        "process_max_fds",
+        "gauge",
+        "Limit of open file descriptors.",
+        number_after(&limits, "Max open files"),
+    );
 }
 
 fn number_after(text: &str, key: &str) -> Option<f64> {
@@ -66,6 +76,9 @@ mod tests {
             assert!(value.is_some_and(|value| value >= 0.0), "{name} in {text}");
         }
         // Some time in this century, which a wrong field would miss by far.
-        assert!(number_after(&text, "process_start_time_seconds ").is_some_and(|s| s > 9.5e8 && s < 4.1e9), "{text}");
+        assert!(
+            number_after(&text, "process_start_time_seconds ").is_some_and(|s| s > 9.5e8 && s < 4.1e9),
+            "{text}"
+        );
     }
 }

@@ -46,8 +46,11 @@ fn read(cert: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
     if chain.is_empty() {
         return Err(TlsError::Empty { what: "ssl-cert", path: cert.to_path_buf() });
     }
-    let private = PrivateKeyDer::from_pem_file(key)
-        .map_err(|source| TlsError::Read { what: "ssl-key", path: key.to_path_buf(), source })?;
+    let private = PrivateKeyDer::from_pem_file(key).map_err(|source| TlsError::Read {
+        what: "ssl-key",
+        path: key.to_path_buf(),
+        source,
+    })?;
     CertifiedKey::from_der(chain, private, &provider())
         .map_err(|source| TlsError::Refused { path: key.to_path_buf(), source })
 }

@@ -12,10 +12,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, pem};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
@@ -91,7 +92,10 @@ impl Validate for Security {
         if set(&self.ssl_cert).is_some() != set(&self.ssl_key).is_some() {
             let (missing, given) =
                 if set(&self.ssl_cert).is_some() { ("ssl-key", "ssl-cert") } else { ("ssl-cert", "ssl-key") };
-            return Err(Invalid::new(format!("security.{missing}"), format!("is missing, but {given} is set")));
+            return Err(Invalid::new(
+                format!("security.{missing}"),
+                format!("is missing, but {given} is set"),
+            ));
         }
         if !self.cert_allowed_cn.is_empty() && !self.enabled() {
             return Err(Invalid::new(
@@ -141,6 +145,9 @@ impl Security {
         };
         let mut config = builder.with_cert_resolver(Arc::new(identity));
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        // Connections live long. A resumed session would bring back a certificate that was replaced since.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
         Ok(Some(Arc::new(config)))
     }
 
@@ -159,6 +166,7 @@ impl Security {
             Some(identity) => builder.with_client_cert_resolver(Arc::new(identity)),
         };
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        config.resumption = Resumption::disabled();
         Ok(Some(Arc::new(config)))
     }
 

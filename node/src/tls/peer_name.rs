@@ -21,7 +21,11 @@ pub(super) struct AllowedNames {
 }
 
 impl AllowedNames {
-    pub(super) fn new(chain: Arc<dyn ClientCertVerifier>, roots: RootCertStore, allowed: Vec<String>) -> Self {
+    pub(super) fn new(
+        chain: Arc<dyn ClientCertVerifier>,
+        roots: RootCertStore,
+        allowed: Vec<String>,
+    ) -> Self {
         Self { chain, roots, allowed }
     }
 
