@@ -1,6 +1,6 @@
 //! TiDB's HTTP status port, as far as a drainer reads it, and its registration in etcd.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use anyhow::Context as _;
@@ -14,9 +14,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tidb::schema_api::{self, DDL_HISTORY_LIMIT};
 use tidb::ts::StartTs;
+use tokio::sync::watch;
 
 use crate::cluster::Cluster;
 use crate::jobs::{DdlJobs, Moment};
+use crate::player::Progress;
 use crate::server::Server;
 
 /// The version whose answers these are.
@@ -28,12 +30,13 @@ pub struct TidbSchema {
     cluster: Cluster,
     jobs: Arc<Mutex<DdlJobs>>,
     since: Instant,
+    playing: Arc<OnceLock<watch::Receiver<Progress>>>,
 }
 
 impl TidbSchema {
     /// The jobs of a playback, beside its clock.
     pub fn new(cluster: Cluster, jobs: DdlJobs) -> Self {
-        Self { cluster, jobs: Arc::new(Mutex::new(jobs)), since: Instant::now() }
+        Self { cluster, jobs: Arc::new(Mutex::new(jobs)), since: Instant::now(), playing: Arc::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, DdlJobs> {
@@ -47,6 +50,11 @@ impl TidbSchema {
     /// See [`DdlJobs::sent`].
     pub fn sent(&self, job_id: i64, start_ts: StartTs) {
         self.lock().sent(job_id, start_ts, self.since.elapsed());
+    }
+
+    /// From now on the status port tells how far this playback is. The first one stays.
+    pub fn plays(&self, progress: watch::Receiver<Progress>) {
+        let _ = self.playing.set(progress);
     }
 
     /// Jobs whose binlog is out and that the history does not have yet.
@@ -70,6 +78,7 @@ impl StatusPort {
             .route("/schema/{db}/{table}", get(table))
             .route("/ddl/history", get(history))
             .route("/mvcc/key/mysql/tidb_ddl_job/{id}", get(job_versions))
+            .route("/sluice/progress", get(progress))
             .with_state(schema);
         Ok(Self(Server::serve(listener, router)?))
     }
@@ -109,6 +118,12 @@ fn answer<T: Serialize + ?Sized>(value: &T) -> Answer {
 
 async fn status() -> Answer {
     answer(&json!({ "connections": 0, "version": VERSION, "git_hash": "None" }))
+}
+
+/// Not TiDB's: how far the playback is, for a harness or a demo. Zeros before it begins.
+async fn progress(State(schema): State<TidbSchema>) -> Answer {
+    let progress = schema.playing.get().map(|playing| playing.borrow().clone());
+    answer(&progress.unwrap_or_default())
 }
 
 #[derive(Deserialize)]

@@ -67,6 +67,7 @@ pub(super) async fn run(args: PlayArgs, console: &Console, shutdown: &Shutdown) 
     };
     let begin = Instant::now();
     let player = Player::new(Arc::clone(&script), &stage, client, options);
+    stage.schema.plays(player.progress());
     let shown = tokio::spawn(show(console.clone(), player.progress()));
     let progress = player.play(shutdown.token().clone()).await.context("playback stopped")?;
     shown.await?;

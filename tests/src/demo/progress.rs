@@ -27,10 +27,10 @@ pub(super) async fn play(site: &Site, running: &mut Running, screen: &Screen) ->
         }
         let played = admin::json(site.tidb_status(), "/sluice/progress").await.context("ask tidb-sim")?;
         let number = |name: &str| played[name].as_u64().unwrap_or(0);
-        let (sent, total) = (number("sent"), number("total"));
+        let (sent, total) = (number("done"), number("records"));
         let applied = facts::position(&running.apply.0).await.unwrap_or(0);
         let exported = facts::position(&running.export.0).await.unwrap_or(0);
-        if played["done"] == true && applied >= end && exported >= end {
+        if total > 0 && sent == total && applied >= end && exported >= end {
             break (sent, total);
         }
         bar.set_length(total);

@@ -88,7 +88,7 @@ impl Cast {
     pub(crate) async fn progress(&self) -> Result<(u64, u64)> {
         let played = admin::json(self.site.tidb_status(), "/sluice/progress").await?;
         let number = |name: &str| played[name].as_u64().with_context(|| format!("no {name} in {played}"));
-        Ok((number("sent")?, number("total")?))
+        Ok((number("done")?, number("records")?))
     }
 
     /// Waits until this share of the recording is sent.

@@ -1,6 +1,6 @@
 //! The measuring instruments themselves: services come, go and come back; the comparison sees what MariaDB holds.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use e2e::{
     compare::compare,
     harness::{etcd::Etcd, kafka::Kafka, mariadb::MariaDb, scratch::Scratch},
@@ -60,7 +60,7 @@ async fn kafka_does_transactions_and_keeps_them_through_a_stop() -> Result<()> {
 /// Puts a recorded state into MariaDB as it stands.
 async fn load(state: &State, session: &mut Conn) -> Result<()> {
     for (name, table) in &state.tables {
-        let (schema, table_name) = name.split_once('.').unwrap();
+        let (schema, table_name) = name.split_once('.').context("a name without schema")?;
         session.query_drop(format!("CREATE DATABASE IF NOT EXISTS `{schema}`")).await?;
         session.query_drop(format!("USE `{schema}`")).await?;
         session.query_drop(&table.create).await?;

@@ -64,6 +64,9 @@ async fn orphans() -> Result<()> {
     cast.finish().await
 }
 
+/// Sum of balances, number of accounts, sum of versions.
+type Bank = (Option<i64>, u64, Option<u64>);
+
 /// Money neither appears nor vanishes in any read of MariaDB while transfers are being applied.
 #[tokio::test]
 async fn the_bank_always_adds_up() -> Result<()> {
@@ -75,8 +78,7 @@ async fn the_bank_always_adds_up() -> Result<()> {
     while apply.ended()?.is_none() {
         let query =
             "SELECT CAST(SUM(balance) AS SIGNED), COUNT(*), CAST(SUM(version) AS UNSIGNED) FROM bank.account";
-        let answer: Result<Option<(Option<i64>, u64, Option<u64>)>, _> = session.query_first(query).await;
-        match answer {
+        match session.query_first::<Bank, _>(query).await {
             // Before the table is there, or before its one filling transaction.
             Err(mysql_async::Error::Server(error)) if [1049, 1146].contains(&error.code) => {}
             Ok(Some((None, 0, None))) => {}

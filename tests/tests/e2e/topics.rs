@@ -160,7 +160,7 @@ async fn trimming_behind_everyone_is_harmless() -> Result<()> {
     cast.verify_log().await?;
     let (partition, _) = fullest(&cast).await?;
     let (_, high) = bounds(&cast.site.kafka, cast.site.topic(), partition).await?;
-    trim(&cast.site.kafka, &cast.site.topic().to_owned(), partition, high).await?;
+    trim(&cast.site.kafka, cast.site.topic(), partition, high).await?;
     // A restarted drainer and a consumer that goes on past the end both accept it.
     cast.drainer.1.kill().await?;
     cast.drainer.1 = cast.drainer.0.start().await.context("the drainer does not come back")?;
