@@ -19,7 +19,7 @@ use schemas::sluice::v1::DdlEntry;
 use tidb::model::{ActionType, Job};
 use tidb::ts::Tso;
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::ddl;
 use crate::kafka::sink::{Rows, Shaped, Work};
@@ -359,10 +359,12 @@ impl<H: SchemaHistory> ShapeTask<H> {
             Some(outgoing) => (Some(outgoing.entry), Some(outgoing.record)),
             None => (None, None),
         };
-        info!(
-            job = job.id, kind = %job.kind, version = job.schema_version(), %commit_ts, replicated = entry.is_some(),
-            statement = query(), "applied a DDL job"
-        );
+        let (version, statement) = (job.schema_version(), query());
+        if entry.is_some() {
+            info!(job = job.id, kind = %job.kind, version, %commit_ts, statement, "applied a DDL job");
+        } else {
+            debug!(job = job.id, kind = %job.kind, version, %commit_ts, statement, "applied a DDL job that is not replicated");
+        }
         let records = records::of_effect(&effect, record.as_ref(), commit_ts, self.schema_limit);
         let header = |entry: DdlEntry| TxnHeader {
             start_ts: transaction.start_ts,

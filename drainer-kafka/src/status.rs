@@ -207,6 +207,7 @@ impl Status {
             "role": state.role, "cluster_id": state.cluster_id, "topic": state.topic, "feed_id": state.feed_id,
             "epoch": state.epoch, "next_seq": state.next_seq, "now": state.now.get(),
             "merged": state.merged.get(), "watermark": state.written.get(), "position": self.position().get(),
+            "commit_ts": self.position().get(),
             "lag_seconds": {
                 "merged": lag(state.merged), "written": lag(state.written), "position": lag(self.position()),
             },
