@@ -72,18 +72,21 @@ impl Housekeeping {
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
         let this = Arc::new(self);
         let mut retention = Instant::now() + RETENTION;
+        // First of all: the resolver waits for it.
         let mut safe_point = Instant::now();
         loop {
+            if Instant::now() >= safe_point || !this.forgotten.is_known() {
+                safe_point = Instant::now() + SAFE_POINT;
+                if shutdown.unless(this.hold_safe_point()).await.is_none() {
+                    return Ok(());
+                }
+            }
             let triggered = tokio::select! {
                 () = tokio::time::sleep(LOOK) => false,
                 () = this.trigger.notified() => true,
                 () = shutdown.cancelled() => return Ok(()),
             };
             this.measure();
-            if Instant::now() >= safe_point {
-                safe_point = Instant::now() + SAFE_POINT;
-                this.hold_safe_point().await;
-            }
             let checkpoint = this.clone();
             tokio::task::spawn_blocking(move || checkpoint.checkpoint()).await??;
             if triggered || Instant::now() >= retention {
@@ -113,7 +116,7 @@ impl Housekeeping {
                 warn!(%wanted, %smallest, "TiKV may have forgotten transactions that are open here");
                 self.forgotten.below(smallest);
             }
-            Ok(_) => {}
+            Ok(_) => self.forgotten.below(Tso::ZERO),
             Err(error) => warn!(%error, "cannot hold the service safe point, trying again"),
         }
     }

@@ -105,7 +105,6 @@ pub async fn run_with(
         }
     }
     // The first task to end ends all: membership after it has left, or whatever broke.
-    going_down.cancelled().await;
     tasks.join(DRAIN).await
 }
 

@@ -82,18 +82,23 @@ impl Hints {
     }
 }
 
-/// What is known about TiKV's memory: below it, transactions may be forgotten.
+/// What is known about TiKV's memory: below it, transactions may be forgotten. Nobody is asked before PD has said.
 #[derive(Debug, Default)]
-pub struct Forgotten(Mutex<Tso>);
+pub struct Forgotten(Mutex<Option<Tso>>);
 
 impl Forgotten {
-    /// PD says that versions below this may be gone.
+    /// PD says that versions below `ts` may be gone; zero: everything that matters here is remembered.
     pub fn below(&self, ts: Tso) {
         let mut forgotten = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *forgotten = (*forgotten).max(ts);
+        *forgotten = (*forgotten).max(Some(ts));
     }
 
-    fn get(&self) -> Tso {
+    /// True once PD has said.
+    pub fn is_known(&self) -> bool {
+        self.get().is_some()
+    }
+
+    fn get(&self) -> Option<Tso> {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -212,8 +217,10 @@ impl Resolver {
             Err(error) if error.is_retryable() => return Ok(()),
             Err(error) => return Err(error.into()),
         };
+        let Some(forgotten) = self.forgotten.get() else {
+            return Ok(());
+        };
         let keys = self.primary_keys(&due).await?;
-        let forgotten = self.forgotten.get();
         let (tikv, writer, progress) = (&self.tikv, &self.writer, &self.progress);
         let answers: Vec<_> = futures::stream::iter(due.into_iter().zip(keys))
             .map(|((start_ts, rollback_seen), key)| async move {
