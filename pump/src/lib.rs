@@ -23,6 +23,7 @@ pub mod readers;
 pub mod resolver;
 mod run;
 pub mod service;
+pub mod seglog;
 pub mod sorter;
 pub mod state;
 mod status;
