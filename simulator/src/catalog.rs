@@ -86,7 +86,9 @@ impl Catalog {
             // OR REPLACE drops the old view without a job.
             ActionType::CreateView => {
                 if let Some(view) = table {
-                    self.tables.retain(|_, (owner, old)| *owner != job.schema_id || old.name.lower != view.name.lower);
+                    self.tables.retain(|_, (owner, old)| {
+                        *owner != job.schema_id || old.name.lower != view.name.lower
+                    });
                 }
             }
             ActionType::ExchangeTablePartition => {
@@ -118,7 +120,10 @@ impl Catalog {
         for (index, table) in job.binlog.multiple_table_infos.iter().enumerate() {
             let target = job.involving_schema_info.get(2 * index + 1);
             let known = self.tables.get(&table.id).map(|(owner, _)| *owner);
-            let owner = target.and_then(|target| self.database_id(&target.database)).or(known).unwrap_or(job.schema_id);
+            let owner = target
+                .and_then(|target| self.database_id(&target.database))
+                .or(known)
+                .unwrap_or(job.schema_id);
             self.put(owner, table);
         }
     }

@@ -61,7 +61,9 @@ pub enum PrewriteError {
         reason: String,
     },
     /// No pump took it; TiDB would exit now.
-    #[error("no pump took the prewrite of {start_ts} for {patience:?} (TiDB stops here); the last failure: {last}")]
+    #[error(
+        "no pump took the prewrite of {start_ts} for {patience:?} (TiDB stops here); the last failure: {last}"
+    )]
     Critical {
         /// Which transaction.
         start_ts: StartTs,
@@ -116,7 +118,8 @@ impl PumpClient {
     /// Lists the pumps through PD and follows their registrations. One that cannot be read is an error, as in TiDB,
     /// which then does not see any.
     pub async fn connect(pd_url: &str, cluster_id: u64, options: ClientOptions) -> anyhow::Result<Self> {
-        let mut etcd = etcd_client::Client::connect([pd_url], None).await.context("cannot reach etcd through PD")?;
+        let mut etcd =
+            etcd_client::Client::connect([pd_url], None).await.context("cannot reach etcd through PD")?;
         let shared = Arc::new(Shared {
             cluster_id,
             options,
@@ -162,17 +165,26 @@ impl PumpClient {
     }
 
     /// Sends a prewrite; returns the node id of the pump that acknowledged it. `recorded` is its pump in the recording.
-    pub async fn prewrite(&self, start_ts: StartTs, recorded: u32, payload: Bytes) -> Result<String, PrewriteError> {
+    pub async fn prewrite(
+        &self,
+        start_ts: StartTs,
+        recorded: u32,
+        payload: Bytes,
+    ) -> Result<String, PrewriteError> {
         let begin = Instant::now();
         let patience = self.shared.options.write_timeout;
         let mut last = "no pump is available".to_owned();
         for attempt in 0.. {
-            let pump = lock(&self.shared.pumps).choose(self.shared.options.strategy, start_ts, recorded, attempt);
+            let pump =
+                lock(&self.shared.pumps).choose(self.shared.options.strategy, start_ts, recorded, attempt);
             if let Some(pump) = pump {
                 match self.shared.write(&pump, payload.clone()).await {
                     Ok(()) => return Ok(pump.node_id),
                     Err(status) if status.code() == Code::ResourceExhausted => {
-                        return Err(PrewriteError::Refused { node_id: pump.node_id, reason: status.message().into() });
+                        return Err(PrewriteError::Refused {
+                            node_id: pump.node_id,
+                            reason: status.message().into(),
+                        });
                     }
                     Err(status) => {
                         if status.code() == Code::Unavailable {
@@ -237,8 +249,9 @@ impl Shared {
         let listed = etcd.get(PREFIX, Some(options)).await.context("cannot list the pumps")?;
         for pair in listed.kvs() {
             let key = String::from_utf8_lossy(pair.key());
-            let registration = serde_json::from_slice(pair.value())
-                .with_context(|| format!("etcd key {key} is not a pump's registration (TiDB would see no pump)"))?;
+            let registration = serde_json::from_slice(pair.value()).with_context(|| {
+                format!("etcd key {key} is not a pump's registration (TiDB would see no pump)")
+            })?;
             lock(&self.pumps).update(registration);
         }
         self.publish();
@@ -316,7 +329,9 @@ impl Shared {
             }
             Err(status) => match lock(&self.pumps).failed(node_id) {
                 1 => tracing::warn!(%node_id, error = %describe(status), "write failed"),
-                11 => tracing::warn!(%node_id, error = %describe(status), "pump is left alone until a probe succeeds"),
+                11 => {
+                    tracing::warn!(%node_id, error = %describe(status), "pump is left alone until a probe succeeds")
+                }
                 _ => tracing::debug!(%node_id, error = %describe(status), "write failed"),
             },
         }

@@ -52,8 +52,13 @@ impl Fates {
             (Some(commit_ts), _) => {
                 let lock_later = rng.random_bool(0.25) && now < commit_ts.0;
                 Transaction {
-                    locked_from: if lock_later { Tso::new(rng.random_range(now.get()..commit_ts.get())) } else { Tso::ZERO },
-                    ttl_ms: commit_ts.0.physical_ms().saturating_sub(start_ts.0.physical_ms()) + RENEWED_TTL_MS,
+                    locked_from: if lock_later {
+                        Tso::new(rng.random_range(now.get()..commit_ts.get()))
+                    } else {
+                        Tso::ZERO
+                    },
+                    ttl_ms: commit_ts.0.physical_ms().saturating_sub(start_ts.0.physical_ms())
+                        + RENEWED_TTL_MS,
                     end: End::Commit(commit_ts),
                     ..begun
                 }

@@ -70,14 +70,20 @@ impl DdlJobs {
                 versions.entry(ddl.job_id).or_default().push(version);
             }
         }
-        let ends = |id: &i64| versions.get(id).is_some_and(|all| all.iter().any(|version| !version.delete_only));
+        let ends =
+            |id: &i64| versions.get(id).is_some_and(|all| all.iter().any(|version| !version.delete_only));
         let recorded = script.jobs().iter().filter(|job| ends(&job.id) && job.schema_version() > 0);
         let first_version = recorded.map(Job::schema_version).min().unwrap_or(i64::MAX);
         let first_ts = script.recorded().first().unwrap_or(Tso::MAX);
         let place = |job: &Job| {
             if ends(&job.id) {
-                let mut rng = StdRng::seed_from_u64(seed ^ (job.id as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-                let late = if rng.random_bool(late_share.clamp(0.0, 1.0)) { rng.random_range(LATENESS_MS) } else { 0 };
+                let mut rng =
+                    StdRng::seed_from_u64(seed ^ (job.id as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                let late = if rng.random_bool(late_share.clamp(0.0, 1.0)) {
+                    rng.random_range(LATENESS_MS)
+                } else {
+                    0
+                };
                 return Place::Binlog { late: Duration::from_millis(late) };
             }
             let finished = Tso::new(job.binlog.finished_ts);

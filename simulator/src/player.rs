@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::Serialize;
 use tidb::binlog::Header;
-use tidb::ts::{StartTs, Tso};
+use tidb::ts::{CommitTs, StartTs, Tso};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
@@ -56,7 +56,9 @@ impl FromStr for Speed {
         }
         match text.trim_end_matches('x').parse() {
             Ok(factor) if (0.001..=100_000.0).contains(&factor) => Ok(Self::Factor(factor)),
-            _ => Err(format!("`{text}` is not a speed: use `recorded`, `max` or a factor from 0.001 to 100000")),
+            _ => Err(format!(
+                "`{text}` is not a speed: use `recorded`, `max` or a factor from 0.001 to 100000"
+            )),
         }
     }
 }
@@ -200,7 +202,7 @@ impl Player {
     pub async fn play(mut self, cancelled: CancellationToken) -> Result<Progress, PlayError> {
         let mut flights = JoinSet::new();
         let mut bytes = 0;
-        let mut pace = Pace::new(self.options.speed);
+        let mut pace = Pace::new(self.options.speed, Instant::now());
         loop {
             let mut due = None;
             while flights.len() < self.options.in_flight && (bytes < self.options.in_flight_bytes) {
@@ -242,22 +244,22 @@ impl Player {
 
     /// The next record that may leave now; `Err` with the time at which one may, if all those that could are not due.
     fn depart(&self, pace: &mut Pace) -> Result<Option<Departure>, Instant> {
-        let (script, fates) = (&self.script, &self.fates);
+        let (script, fates, now) = (&self.script, &self.fates, Instant::now());
         let step = self.cluster.step(|playback, transactions| {
             if let Some(unsent) = playback.schedule.first_unsent() {
-                pace.wait_for(script.records()[unsent].at);
+                pace.wait_for(script.records()[unsent].at, now);
             }
             let Some(index) = playback.schedule.next_ready() else { return Ok(None) };
             let record = &script.records()[index];
-            if let Some(later) = pace.not_before(record.at) {
+            if let Some(later) = pace.not_before(record.at, now) {
                 return Err(later);
             }
             playback.send(index);
-            let now = playback.now();
+            let newest = playback.now();
             let mut aborted = false;
             match record.kind {
-                Kind::Prewrite => transactions.begin(record.start_ts, fates.begin(script, record, now)),
-                Kind::Commit => aborted = transactions.status(record.start_ts, now) == Status::RolledBack,
+                Kind::Prewrite => transactions.begin(record.start_ts, fates.begin(script, record, newest)),
+                Kind::Commit => aborted = transactions.status(record.start_ts, newest) == Status::RolledBack,
                 Kind::Rollback => {
                     if let Some(end) = fates.at_rollback(script, record.start_ts) {
                         transactions.end(record.start_ts, end);
@@ -339,7 +341,9 @@ impl Player {
                     progress.refused += 1;
                 });
             }
-            Landing::Prewrite { result: Err(error @ PrewriteError::Critical { .. }), .. } => return Err(error.into()),
+            Landing::Prewrite { result: Err(error @ PrewriteError::Critical { .. }), .. } => {
+                return Err(error.into());
+            }
             Landing::Follower { record, delivery, aborted } => {
                 self.cluster.step(|playback, _| playback.finish(record));
                 let Record { start_ts, kind, .. } = *self.record(record);
@@ -387,7 +391,7 @@ impl Landing {
 /// The rollback that TiDB sends in place of a commit that fails.
 fn rolled_back(commit: &Record) -> Bytes {
     match Header::decode(commit.payload.clone()) {
-        Ok(header) => header.rolled_back().encode(),
+        Ok(header) => Header { commit_ts: CommitTs::default(), ..header }.rolled_back().encode(),
         // It was decoded when the script was made.
         Err(_) => commit.payload.clone(),
     }
@@ -402,29 +406,29 @@ struct Pace {
 }
 
 impl Pace {
-    fn new(speed: Speed) -> Self {
-        Self { speed, since: Instant::now(), from: Duration::ZERO }
+    fn new(speed: Speed, now: Instant) -> Self {
+        Self { speed, since: now, from: Duration::ZERO }
     }
 
-    fn now(&self, factor: f64) -> Duration {
-        self.from + self.since.elapsed().mul_f64(factor)
+    fn position(&self, factor: f64, now: Instant) -> Duration {
+        self.from + now.duration_since(self.since).mul_f64(factor)
     }
 
     /// Lets the playback's time wait if a record that should have left at `at` still has not.
-    fn wait_for(&mut self, at: Duration) {
+    fn wait_for(&mut self, at: Duration, now: Instant) {
         if let Speed::Factor(factor) = self.speed
-            && self.now(factor) > at + SLACK.mul_f64(factor)
+            && self.position(factor, now) > at + SLACK.mul_f64(factor)
         {
             self.from = at + SLACK.mul_f64(factor);
-            self.since = Instant::now();
+            self.since = now;
         }
     }
 
     /// When a record recorded at `at` is due; `None` if it is.
-    fn not_before(&self, at: Duration) -> Option<Instant> {
+    fn not_before(&self, at: Duration, now: Instant) -> Option<Instant> {
         let Speed::Factor(factor) = self.speed else { return None };
-        let wait = at.checked_sub(self.now(factor)).filter(|wait| !wait.is_zero())?;
-        Some(Instant::now() + wait.div_f64(factor))
+        let wait = at.checked_sub(self.position(factor, now)).filter(|wait| !wait.is_zero())?;
+        Some(now + wait.div_f64(factor))
     }
 }
 
@@ -443,17 +447,18 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn the_pace_waits_for_the_pumps() {
+    #[test]
+    fn the_pace_waits_for_the_pumps() {
         let seconds = Duration::from_secs;
-        let mut pace = Pace::new(Speed::Factor(2.0));
-        assert_eq!(pace.not_before(seconds(10)), Some(Instant::now() + seconds(5)));
-        tokio::time::advance(seconds(5)).await;
-        assert_eq!(pace.not_before(seconds(10)), None);
+        let begin = Instant::now();
+        let mut pace = Pace::new(Speed::Factor(2.0), begin);
+        assert_eq!(pace.not_before(seconds(10), begin), Some(begin + seconds(5)));
+        let now = begin + seconds(5);
+        assert_eq!(pace.not_before(seconds(10), now), None);
         // A record of second 4 has not left yet: at most one second of ours (two recorded) is made up for.
-        pace.wait_for(seconds(4));
-        assert_eq!(pace.not_before(seconds(6)), None);
-        assert_eq!(pace.not_before(seconds(10)), Some(Instant::now() + seconds(2)));
-        assert_eq!(Pace::new(Speed::Max).not_before(seconds(10)), None);
+        pace.wait_for(seconds(4), now);
+        assert_eq!(pace.not_before(seconds(6), now), None);
+        assert_eq!(pace.not_before(seconds(10), now), Some(now + seconds(2)));
+        assert_eq!(Pace::new(Speed::Max, begin).not_before(seconds(10), begin), None);
     }
 }

@@ -87,7 +87,10 @@ impl Pumps {
 
     /// Where a pump is now.
     pub fn find(&self, node_id: &str) -> Option<Registration> {
-        self.pumps.iter().find(|pump| pump.registration.node_id == node_id).map(|pump| pump.registration.clone())
+        self.pumps
+            .iter()
+            .find(|pump| pump.registration.node_id == node_id)
+            .map(|pump| pump.registration.clone())
     }
 
     /// The pump for a prewrite's attempt (counted from zero); `None` if none may be chosen.
@@ -122,13 +125,17 @@ impl Pumps {
 
     /// A call succeeded. True if the pump had been left alone.
     pub fn succeeded(&mut self, node_id: &str) -> bool {
-        let Some(pump) = self.pumps.iter_mut().find(|pump| pump.registration.node_id == node_id) else { return false };
+        let Some(pump) = self.pumps.iter_mut().find(|pump| pump.registration.node_id == node_id) else {
+            return false;
+        };
         std::mem::take(&mut pump.failures) > TOLERATED_FAILURES
     }
 
     /// A call failed. How many have in a row.
     pub fn failed(&mut self, node_id: &str) -> u32 {
-        let Some(pump) = self.pumps.iter_mut().find(|pump| pump.registration.node_id == node_id) else { return 0 };
+        let Some(pump) = self.pumps.iter_mut().find(|pump| pump.registration.node_id == node_id) else {
+            return 0;
+        };
         pump.failures = pump.failures.saturating_add(1);
         pump.failures
     }
@@ -150,7 +157,13 @@ mod tests {
         pumps
     }
 
-    fn chosen(pumps: &mut Pumps, strategy: Strategy, start_ts: u64, recorded: u32, attempts: usize) -> Vec<String> {
+    fn chosen(
+        pumps: &mut Pumps,
+        strategy: Strategy,
+        start_ts: u64,
+        recorded: u32,
+        attempts: usize,
+    ) -> Vec<String> {
         let choose = |attempt| pumps.choose(strategy, StartTs::new(start_ts), recorded, attempt);
         (0..attempts).map(choose).map(|pump| pump.map_or("-".into(), |pump| pump.node_id)).collect()
     }

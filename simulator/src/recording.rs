@@ -242,7 +242,8 @@ mod tests {
     #[test]
     fn reads_a_folder() {
         let folder = tempfile::tempdir().unwrap();
-        let first = [frame(1_000, &payload(0, 5, 0)), frame(2_000, b""), frame(4_000, &payload(1, 5, 9))].concat();
+        let first =
+            [frame(1_000, &payload(0, 5, 0)), frame(2_000, b""), frame(4_000, &payload(1, 5, 9))].concat();
         fs::write(folder.path().join("pump-1.rec"), first).unwrap();
         let mut second = GzEncoder::new(Vec::new(), Compression::fast());
         second.write_all(&frame(3_000, &payload(0, 6, 0))).unwrap();
@@ -253,7 +254,8 @@ mod tests {
         fs::write(folder.path().join("corpus.json"), corpus).unwrap();
 
         let recording = Recording::load(folder.path()).unwrap();
-        let seen: Vec<_> = recording.script.records().iter().map(|r| (r.at.as_nanos(), r.pump, r.kind)).collect();
+        let seen: Vec<_> =
+            recording.script.records().iter().map(|r| (r.at.as_nanos(), r.pump, r.kind)).collect();
         assert_eq!(seen, [(0, 1, Kind::Prewrite), (2_000, 2, Kind::Prewrite), (3_000, 1, Kind::Commit)]);
         assert_eq!(recording.script.commit_ts(StartTs::new(6)), Some(CommitTs::new(8)));
         assert_eq!(recording.checkpoints, [Checkpoint { label: "end".into(), commit_ts: CommitTs::new(10) }]);

@@ -91,7 +91,8 @@ impl Record {
             Ok(BinlogType::Rollback) => Kind::Rollback,
             Ok(BinlogType::PreDdl | BinlogType::PostDdl) | Err(_) => return Err(ScriptError::Type(number)),
         };
-        let possible = start_ts > 0 && if kind == Kind::Commit { commit_ts > start_ts } else { commit_ts == 0 };
+        let possible =
+            start_ts > 0 && if kind == Kind::Commit { commit_ts > start_ts } else { commit_ts == 0 };
         if !possible {
             return Err(ScriptError::Timestamps { kind, start_ts, commit_ts });
         }
@@ -141,7 +142,8 @@ impl Script {
         }
         let mut owners: HashMap<Tso, StartTs> = HashMap::new();
         let starts = records.iter().map(|record| (record.start_ts.0, record.start_ts));
-        for (ts, owner) in starts.chain(commits.iter().map(|(start_ts, commit_ts)| (commit_ts.0, *start_ts))) {
+        for (ts, owner) in starts.chain(commits.iter().map(|(start_ts, commit_ts)| (commit_ts.0, *start_ts)))
+        {
             if *owners.entry(ts).or_insert(owner) != owner {
                 return Err(ScriptError::Shared(ts));
             }

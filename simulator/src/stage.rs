@@ -62,7 +62,11 @@ pub struct Stage {
 
 impl Stage {
     /// For a playback at `rate` recorded seconds per second.
-    pub async fn for_playback(script: &Arc<Script>, rate: f64, options: &StageOptions) -> anyhow::Result<Self> {
+    pub async fn for_playback(
+        script: &Arc<Script>,
+        rate: f64,
+        options: &StageOptions,
+    ) -> anyhow::Result<Self> {
         let recorded = script.recorded();
         let schedule = Schedule::new(script.entries(), &recorded);
         let cluster = Cluster::playback(options.cluster_id, Playback::new(schedule, recorded, rate));

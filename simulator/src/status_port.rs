@@ -219,7 +219,8 @@ impl Registration {
 
     /// Registers a status port through PD.
     pub async fn announce(pd_url: &str, port: &StatusPort) -> anyhow::Result<Self> {
-        let mut etcd = etcd_client::Client::connect([pd_url], None).await.context("cannot reach etcd through PD")?;
+        let mut etcd =
+            etcd_client::Client::connect([pd_url], None).await.context("cannot reach etcd through PD")?;
         let (key, value) = port.registration(&uuid::Uuid::new_v4().to_string());
         put(&mut etcd, &key, &value).await.context("cannot register TiDB's status port in etcd")?;
         let keeper = tokio::spawn(async move {

@@ -45,6 +45,18 @@ impl Recorded {
         Tso::new(run + count - 1)
     }
 
+    /// The last timestamp before `ts` that nobody took.
+    pub fn free_before(&self, ts: Tso) -> Tso {
+        let mut free = ts.prev();
+        for taken in self.0[..self.0.partition_point(|other| *other < ts)].iter().rev() {
+            if *taken != free {
+                break;
+            }
+            free = free.prev();
+        }
+        free
+    }
+
     /// The first timestamp after `ts` that nobody took.
     pub fn free_after(&self, ts: Tso) -> Tso {
         self.free_run(ts.next(), 1)
@@ -79,8 +91,8 @@ impl PlaybackClock {
     /// Gives out `count` consecutive timestamps and returns the last of them.
     ///
     /// `floor`: the newest timestamp that was sent. `bound`: the smallest commit_ts whose prewrite is not yet
-    /// acknowledged. `drift`: where the passing of time alone would have brought the clock. Without room below `bound`
-    /// the previous answer is repeated: late, but true.
+    /// acknowledged. `drift`: where the passing of time alone would have brought the clock. Without room between the
+    /// two, the greatest that is left below `bound` is given out, again and again: late, but true.
     pub fn take(&mut self, count: u32, floor: Tso, bound: Option<Tso>, drift: Tso) -> Tso {
         let count = u64::from(count.max(1));
         let earliest = self.last.max(floor).next();
@@ -91,8 +103,12 @@ impl PlaybackClock {
             let ts = self.recorded.free_run(from, count);
             if bound.is_none_or(|bound| ts < bound) {
                 self.last = ts;
-                break;
+                return ts;
             }
+        }
+        // Not above everything that was sent, then, but as near to it as is true.
+        if let Some(bound) = bound.filter(|_| count == 1) {
+            self.last = self.last.max(self.recorded.free_before(bound));
         }
         self.last
     }
@@ -136,8 +152,11 @@ mod tests {
         let mut clock = PlaybackClock::new(recorded);
         let start = clock.take(1, Tso::ZERO, Some(Tso::new(base + 11)), Tso::ZERO);
         assert_eq!(start, Tso::from_parts(499_000, 1));
-        // Between 10 (sent) and 11 (its prewrite not yet acknowledged) there is nothing.
-        assert_eq!(clock.take(1, Tso::new(base + 10), Some(Tso::new(base + 11)), Tso::ZERO), start);
+        // Between 10 (sent) and 11 (its prewrite not yet acknowledged) there is nothing; 9 is the best, and stays it.
+        for _ in 0..2 {
+            assert_eq!(clock.take(1, Tso::new(base + 10), Some(Tso::new(base + 11)), Tso::ZERO), Tso::new(base + 9));
+        }
+        assert_eq!(clock.take(2, Tso::new(base + 10), Some(Tso::new(base + 11)), Tso::ZERO), Tso::new(base + 9));
         // 13 is the first that nobody took.
         assert_eq!(clock.take(1, Tso::new(base + 11), None, Tso::ZERO), Tso::new(base + 13));
         assert_eq!(clock.take(3, Tso::new(base + 11), None, Tso::ZERO), Tso::new(base + 16));
@@ -195,7 +214,11 @@ mod tests {
                         prop_assert!(ts > floor && ts > last);
                         prop_assert!(bound.is_none_or(|bound| ts < bound));
                     }
-                    (None, _) => prop_assert_eq!(ts, last),
+                    (None, Some(bound)) => {
+                        let below = (last.get()..bound.get()).rev().find(|n| !all.contains(n));
+                        prop_assert_eq!(ts.get(), below.unwrap_or(last.get()).max(last.get()));
+                    }
+                    (None, None) => prop_assert!(false, "without a bound there is room"),
                 }
                 last = ts;
             }

@@ -73,7 +73,13 @@ pub(super) async fn run(args: PlayArgs, console: &Console, shutdown: &Shutdown) 
     shown.await?;
     let faithful = progress.is_faithful();
     let seconds = begin.elapsed().as_secs_f64();
-    console.print(&Played { event: "played", seconds, faithful, tso: stage.cluster.tso().get(), progress })?;
+    console.print(&Played {
+        event: "played",
+        seconds,
+        faithful,
+        tso: stage.cluster.tso().get(),
+        progress,
+    })?;
     if !args.until_done_exit {
         shutdown.cancelled().await;
     }
@@ -146,8 +152,18 @@ struct Played {
 
 impl fmt::Display for Played {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Progress { done, prewrites, commits, rollbacks, retries, lost, refused, aborted, newest_commit_ts, .. } =
-            self.progress;
+        let Progress {
+            done,
+            prewrites,
+            commits,
+            rollbacks,
+            retries,
+            lost,
+            refused,
+            aborted,
+            newest_commit_ts,
+            ..
+        } = self.progress;
         write!(
             f,
             "played {done} records in {:.1} s: {prewrites} prewrites, {commits} commits, {rollbacks} rollbacks, {retries} \
@@ -155,7 +171,10 @@ impl fmt::Display for Played {
             self.seconds
         )?;
         if !self.faithful {
-            write!(f, "\nNOT as recorded: {lost} given up, {refused} refused by pumps, {aborted} rolled back in TiKV")?;
+            write!(
+                f,
+                "\nNOT as recorded: {lost} given up, {refused} refused by pumps, {aborted} rolled back in TiKV"
+            )?;
         }
         Ok(())
     }
