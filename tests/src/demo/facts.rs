@@ -23,10 +23,10 @@ use crate::{
 /// Up to which commit_ts a service has got, as it says on its admin listener.
 pub(super) async fn position(service: &Service) -> Option<u64> {
     let status = admin::json(&service.admin, "/status").await.ok()?;
-    ["commit_ts", "watermark", "position"].iter().find_map(|name| {
-        let value = &status[*name];
-        value.as_u64().or_else(|| value.as_str()?.parse().ok())
-    })
+    // Consumers, drainer and pumps each call it by the name that fits.
+    ["/progress/commit_ts", "/position", "/watermark"]
+        .iter()
+        .find_map(|place| status.pointer(place)?.as_u64())
 }
 
 fn stages(running: &Running) -> Vec<(&str, &Service)> {

@@ -25,6 +25,8 @@ pub async fn is_ready(address: &str) -> bool {
 }
 
 async fn get(url: &str) -> Result<reqwest::Response> {
+    // The client wants a provider even for plain HTTP; a second installation changes nothing.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder().timeout(Duration::from_secs(5)).no_proxy().build()?;
     client.get(url).send().await.with_context(|| format!("ask {url}"))
 }

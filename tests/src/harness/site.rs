@@ -229,8 +229,9 @@ impl Site {
     /// `apply-mysql` into this site's MariaDB.
     pub fn apply(&self) -> Result<Service> {
         let config = format!(
-            "{}\n[apply]\nlease-ttl = \"2s\"\n\n[mysql]\nhost = \"127.0.0.1\"\nport = {}\nuser = {:?}\npassword = \"env:{PASSWORD_VARIABLE}\"\n\n[admin]\naddr = {:?}\n",
-            self.consumer("apply-mysql"),
+            "data-dir = {:?}\n\n{}\n[apply]\nlease-ttl = \"2s\"\n\n[mysql]\nhost = \"127.0.0.1\"\nport = {}\nuser = {:?}\npassword = \"env:{PASSWORD_VARIABLE}\"\n\n[admin]\naddr = {:?}\n",
+            self.folder().join("apply-mysql"),
+            self.feed(),
             self.mariadb.port(),
             mariadb::USER,
             self.apply
@@ -247,21 +248,16 @@ impl Site {
             Format::Jsonl => "jsonl",
         };
         let config = format!(
-            "{}\n[files]\ndir = {:?}\nformat = {format:?}\n\n[admin]\naddr = {:?}\n",
-            self.consumer("export-files"),
+            "{}\n[output]\ndir = {:?}\nformat = {format:?}\nflush-interval = \"1s\"\n\n[admin]\naddr = {:?}\n",
+            self.feed(),
             self.exported(),
             self.export
         );
         self.service("export-files", "export-files", &config, &self.export)
     }
 
-    fn consumer(&self, name: &str) -> String {
-        format!(
-            "data-dir = {:?}\n\n[feed]\ntopic = {:?}\n\n[kafka]\nbrokers = [{:?}]\n",
-            self.folder().join(name),
-            self.topic,
-            self.kafka.brokers()
-        )
+    fn feed(&self) -> String {
+        format!("[feed]\ntopic = {:?}\n\n[kafka]\nbrokers = [{:?}]\n", self.topic, self.kafka.brokers())
     }
 
     /// The infrastructure's processes.

@@ -178,3 +178,31 @@ fn compose_pins_images_and_binds_loopback_only() -> Result<()> {
     }
     Ok(())
 }
+
+/// Loads and validates every example as its service would.
+#[test]
+fn every_example_configuration_loads() -> Result<()> {
+    fn load<T: node::config::Validate + serde::de::DeserializeOwned>(path: &Path) -> Result<()> {
+        Ok(node::config::load::<T>(path)?.validate()?)
+    }
+    let mut loaded = 0;
+    for folder in ["deploy/config", "deploy/compose"] {
+        for entry in std::fs::read_dir(root().join(folder))? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let outcome = match name.as_str() {
+                "pump.toml" => load::<pump::config::Config>(&path),
+                "drainer-kafka.toml" => load::<drainer_kafka::config::Config>(&path),
+                "export-files.toml" => load::<consumers::files::Config>(&path),
+                apply if apply.starts_with("apply-mysql") => load::<consumers::mysql::Config>(&path),
+                // TiDB's and MariaDB's own.
+                "tidb.toml" | "mariadb-grants.sql" => continue,
+                _ => anyhow::bail!("{} is of nobody known", path.display()),
+            };
+            outcome.with_context(|| path.display().to_string())?;
+            loaded += 1;
+        }
+    }
+    ensure!(loaded == 9, "{loaded} examples");
+    Ok(())
+}
