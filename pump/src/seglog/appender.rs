@@ -1,6 +1,6 @@
 //! The writing end: the log, and the index that follows it.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -19,6 +19,15 @@ use super::{Options, Record, StoreError};
 
 /// Bytes of a gap's cause that are kept.
 const CAUSE: usize = 4096;
+
+/// What the store has of a transaction.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Open,
+    Dropped,
+    /// Committed, or unknown.
+    Settled,
+}
 
 /// The only writer. Every call may wait for the disk: it belongs on a thread of its own.
 pub struct Appender {
@@ -100,47 +109,53 @@ impl Appender {
                 _ => {}
             }
         }
-        self.maybe_checkpoint()
+        // Its own size counts, so that a large state does not cost more than the log itself.
+        let (last, size) = self.checkpointed;
+        if self.log.end().get() >= last + self.options.segment_bytes.max(8 * size) {
+            self.save();
+        }
+        Ok(())
     }
 
     /// Refuses records that contradict what is stored, before anything is written.
     fn verify(&self, records: &[Record]) -> Result<(), StoreError> {
         let pairing = self.pairing();
-        let mut opened = HashSet::new();
-        let mut closed = HashSet::new();
+        // What the records before change.
+        let mut changed: HashMap<StartTs, Standing> = HashMap::new();
         let mut watermark = pairing.watermark;
         for record in records {
-            let (start_ts, founded) = match record {
-                Record::Prewrite { start_ts, payload, .. } => {
-                    if u32::try_from(payload.len()).is_err() {
-                        return Err(StoreError::TooLarge { start_ts: *start_ts, len: payload.len() });
-                    }
-                    let fresh = opened.insert(*start_ts) && !pairing.open.contains_key(start_ts);
-                    (start_ts, fresh)
-                }
-                Record::Floor { start_ts, .. } => {
-                    let open = pairing.open.contains_key(start_ts) || opened.contains(start_ts);
-                    (start_ts, open && !closed.contains(start_ts))
-                }
-                Record::Dropped { start_ts, .. } => {
-                    let open = pairing.open.contains_key(start_ts) || opened.contains(start_ts);
-                    (start_ts, open && closed.insert(*start_ts))
-                }
-                Record::Commit { start_ts, commit_ts, payload } => {
-                    if u32::try_from(payload.len()).is_err() {
-                        return Err(StoreError::TooLarge { start_ts: *start_ts, len: payload.len() });
-                    }
-                    let known = pairing.has_prewrite(*start_ts) || opened.contains(start_ts);
-                    (start_ts, known && closed.insert(*start_ts) && commit_ts.0 > watermark)
-                }
+            let (start_ts, change) = match record {
+                Record::Prewrite { start_ts, .. } => (*start_ts, Some(Standing::Open)),
+                Record::Floor { start_ts, .. } => (*start_ts, None),
+                Record::Commit { start_ts, .. } => (*start_ts, Some(Standing::Settled)),
+                Record::Dropped { start_ts, .. } => (*start_ts, Some(Standing::Dropped)),
                 Record::Watermark(ts) => {
                     watermark = watermark.max(*ts);
                     continue;
                 }
                 Record::Gap { .. } | Record::Collected(_) => continue,
             };
+            if let Record::Prewrite { payload, .. } | Record::Commit { payload, .. } = record
+                && u32::try_from(payload.len()).is_err()
+            {
+                return Err(StoreError::TooLarge { start_ts, len: payload.len() });
+            }
+            let standing = match changed.get(&start_ts) {
+                Some(standing) => *standing,
+                None if pairing.open.contains_key(&start_ts) => Standing::Open,
+                None if pairing.dropped.get(start_ts).is_some() => Standing::Dropped,
+                None => Standing::Settled,
+            };
+            let founded = match record {
+                Record::Prewrite { .. } => standing != Standing::Open,
+                Record::Commit { commit_ts, .. } => standing != Standing::Settled && commit_ts.0 > watermark,
+                _ => standing == Standing::Open,
+            };
             if !founded {
-                return Err(StoreError::Unfounded { start_ts: *start_ts });
+                return Err(StoreError::Unfounded { start_ts });
+            }
+            if let Some(change) = change {
+                changed.insert(start_ts, change);
             }
         }
         Ok(())
@@ -161,24 +176,22 @@ impl Appender {
     }
 
     fn collect(&mut self, through: CommitTs) -> Result<(), StoreError> {
-        let first = {
+        let (through, first) = {
             let limit = self.last_base;
             let mut pairing = self.pairing();
             let through = through.min(CommitTs(pairing.watermark));
-            pairing.collect(through, limit)
+            (through, pairing.collect(through, limit))
         };
-        let through = through.min(CommitTs(self.pairing().watermark));
         let runs = self.index.collect(through);
         let segments = self.segments.drop_below(first);
-        // The last checkpoint may lie in a segment that goes.
-        self.checkpoint()?;
         let first = self.segments.list().first().map_or(0, |segment| segment.base);
-        self.log.keeper.discard(Discard { segments, runs, first, collected: through.get() });
+        let checkpoint = self.checkpoint();
+        self.log.keeper.discard(Discard { collected: through.get(), checkpoint, first, segments, runs });
         self.log.check()
     }
 
-    /// Saves the index's state, so that a later start replays little of the log. Done now and then by itself.
-    fn checkpoint(&mut self) -> Result<(), StoreError> {
+    /// The index's state, so that a later start replays little of the log.
+    fn checkpoint(&mut self) -> Save {
         let end = End { position: self.log.end(), sequence: self.log.next_sequence() };
         let bytes = {
             let pairing = self.pairing();
@@ -186,22 +199,13 @@ impl Appender {
             Checkpoint::encode(end, &published, &pairing)
         };
         self.checkpointed = (end.position.get(), bytes.len() as u64);
-        self.log.keeper.save(Save { runs: self.index.take_unsynced(), bytes });
-        Ok(())
+        Save { runs: self.index.take_unsynced(), bytes }
     }
 
-    fn maybe_checkpoint(&mut self) -> Result<(), StoreError> {
-        // Its own size counts, so that a large state does not cost more than the log itself.
-        let (last, size) = self.checkpointed;
-        if self.log.end().get() >= last + self.options.segment_bytes.max(8 * size) {
-            self.checkpoint()?;
-        }
-        Ok(())
-    }
-
-    /// Makes a checkpoint of an index that was rebuilt.
-    pub(super) fn save_rebuilt(&mut self) -> Result<(), StoreError> {
-        self.checkpoint()
+    /// Hands a checkpoint to the keeper.
+    pub(super) fn save(&mut self) {
+        let checkpoint = self.checkpoint();
+        self.log.keeper.save(checkpoint);
     }
 
     /// Closes the log in order: the next start has little to replay and nothing to check. Without it a start takes a
@@ -211,7 +215,7 @@ impl Appender {
     /// The disk failed; what was appended is durable nevertheless.
     pub fn close(mut self) -> Result<(), StoreError> {
         self.log.check()?;
-        self.checkpoint()?;
+        self.save();
         let end = self.log.end();
         let closed = self.log.keeper.close(end.get());
         closed.map_err(|error| StoreError::Stopped { reason: format!("could not close the log: {error}").into() })

@@ -53,8 +53,6 @@ struct State {
     capacity: Option<u64>,
     /// Handles from before a crash are of no use.
     life: u64,
-    /// How often content or names were made durable.
-    syncs: u64,
 }
 
 fn rename(names: &mut BTreeMap<String, usize>, operation: &Operation) -> io::Result<()> {
@@ -154,10 +152,6 @@ impl CrashDisk {
         self.state().used()
     }
 
-    /// How many syncs there were.
-    pub(super) fn syncs(&self) -> u64 {
-        self.state().syncs
-    }
 
     /// The power comes back: what was not synced is there by chance.
     pub(super) fn reboot(&self, dice: &mut Dice) {
@@ -267,7 +261,6 @@ impl Disk for CrashDisk {
     fn sync_dir(&self) -> io::Result<()> {
         let mut state = self.state();
         state.spend()?;
-        state.syncs += 1;
         state.durable_names = state.names.clone();
         state.unsynced.clear();
         Ok(())
@@ -319,7 +312,6 @@ impl DiskFile for CrashFile {
             Some(left) => *left -= 1,
             None => {}
         }
-        state.syncs += 1;
         let inode = &mut state.inodes[self.inode];
         inode.durable = inode.current.clone();
         Ok(())

@@ -37,20 +37,25 @@ pub(super) struct Save {
     pub bytes: Vec<u8>,
 }
 
-/// Collected files to give back.
+/// Collected files to give back. In this order: the mark says that nobody may read them; the checkpoint no longer needs
+/// them; the mark says where the log begins; they go.
 pub(super) struct Discard {
+    pub collected: u64,
+    pub checkpoint: Save,
+    pub first: u64,
     pub segments: Vec<Segment>,
     pub runs: Vec<String>,
-    /// What the mark must say before the first of them goes.
-    pub first: u64,
-    pub collected: u64,
+}
+
+enum Job {
+    Save(Save),
+    Discard(Discard),
 }
 
 #[derive(Default)]
 struct Desk {
     spares: VecDeque<Spare>,
-    saves: VecDeque<Save>,
-    discards: VecDeque<Discard>,
+    jobs: VecDeque<Job>,
     /// Set when a spare could not be made for lack of space; cleared by the next tick or request.
     full: bool,
     /// Why the disk is not believed any more.
@@ -158,23 +163,19 @@ impl Keeper {
     }
 
     /// Hands over a checkpoint. One that still waits is replaced: the newer one says all.
-    pub(super) fn save(&self, save: Save) {
+    pub(super) fn save(&self, mut save: Save) {
         let mut desk = self.shared.desk();
-        let older = desk.saves.pop_back();
-        desk.saves.push_back(match older {
-            Some(mut older) => {
-                older.runs.extend(save.runs);
-                Save { runs: older.runs, ..save }
-            }
-            None => save,
-        });
+        if let Some(Job::Save(older)) = desk.jobs.pop_back_if(|job| matches!(job, Job::Save(_))) {
+            save.runs.extend(older.runs);
+        }
+        desk.jobs.push_back(Job::Save(save));
         drop(desk);
         self.wake();
     }
 
     /// Hands over collected files.
     pub(super) fn discard(&self, discard: Discard) {
-        self.shared.desk().discards.push_back(discard);
+        self.shared.desk().jobs.push_back(Job::Discard(discard));
         self.wake();
     }
 
@@ -258,8 +259,7 @@ impl Shared {
     }
 
     fn has_work(&self, desk: &Desk) -> bool {
-        desk.failed.is_none()
-            && (!desk.discards.is_empty() || !desk.saves.is_empty() || self.wants_spare(desk))
+        desk.failed.is_none() && (!desk.jobs.is_empty() || self.wants_spare(desk))
     }
 
     fn wants_spare(&self, desk: &Desk) -> bool {
@@ -281,16 +281,12 @@ impl Shared {
         if desk.failed.is_some() {
             return false;
         }
-        if let Some(save) = desk.saves.pop_front() {
+        if let Some(job) = desk.jobs.pop_front() {
             drop(desk);
-            let saved = self.save(save);
-            self.note("save a checkpoint", saved);
-            return true;
-        }
-        if let Some(discard) = desk.discards.pop_front() {
-            drop(desk);
-            let done = self.discard(discard);
-            self.note("give back collected segments", done);
+            match job {
+                Job::Save(save) => self.note("save a checkpoint", self.save(save)),
+                Job::Discard(discard) => self.note("give back collected segments", self.discard(discard)),
+            }
             return true;
         }
         if !desk.stop && self.wants_spare(&desk) {
@@ -362,10 +358,10 @@ impl Shared {
     }
 
     fn discard(&self, discard: Discard) -> io::Result<()> {
-        self.write_mark(|mark| {
-            mark.first = mark.first.max(discard.first);
-            mark.collected = mark.collected.max(discard.collected);
-        })?;
+        self.write_mark(|mark| mark.collected = mark.collected.max(discard.collected))?;
+        // Without space for it the next start reads the whole log; to give space back is then the more urgent.
+        self.note("save a checkpoint", self.save(discard.checkpoint));
+        self.write_mark(|mark| mark.first = mark.first.max(discard.first))?;
         for run in &discard.runs {
             self.segments.forget(run);
             self.disk().remove(run)?;

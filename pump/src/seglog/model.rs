@@ -74,9 +74,13 @@ impl Model {
         }
     }
 
+    fn kept_gaps(&self) -> impl Iterator<Item = (u64, u64, String)> {
+        self.gaps.iter().filter(|gap| gap.0 > self.collected).cloned()
+    }
+
     fn emitted(&self) -> Vec<Txn> {
-        let range = self.committed.range(self.collected + 1..=self.watermark.max(self.collected));
-        range.map(|(_, txn)| txn.clone()).collect()
+        let after = self.committed.range(self.collected + 1..).map(|(_, txn)| txn);
+        after.take_while(|txn| txn.0 <= self.watermark).cloned().collect()
     }
 }
 
@@ -151,8 +155,9 @@ impl World {
     fn record(&mut self, kind: u8, len: u32, model: &mut Model) -> Record {
         let nth = self.dice.roll(model.open.len() as u64) as usize;
         let open = model.open.iter().nth(nth).map(|(start, open)| (StartTs::new(*start), open.clone()));
-        let nth = self.dice.roll(model.dropped.len() as u64) as usize;
-        let dropped = model.dropped.keys().nth(nth).map(|start| StartTs::new(*start));
+        let kept: Vec<_> = model.dropped.iter().filter(|(_, dropped)| dropped.1 > model.collected).collect();
+        let nth = self.dice.roll(kept.len() as u64) as usize;
+        let dropped = kept.get(nth).map(|(start, _)| StartTs::new(**start));
         match (kind, open, dropped) {
             (6..=9, Some((start_ts, _)), _) | (15, _, Some(start_ts)) => {
                 let commit_ts = CommitTs::new(model.now());
@@ -199,11 +204,8 @@ impl World {
     /// Appends; `model` is what holds afterwards.
     fn send(&mut self, records: Vec<Record>, model: Model) {
         match self.appender.as_mut().unwrap().append(&records) {
-            Ok(()) => {
-                self.model = model;
-                self.verify_open();
-            }
-            Err(StoreError::NoSpace { .. }) => self.verify_open(),
+            Ok(()) => self.model = model,
+            Err(StoreError::NoSpace { .. }) => {}
             Err(StoreError::Stopped { .. }) => {
                 let error = self.appender.as_mut().unwrap().append(&records).unwrap_err();
                 assert!(matches!(error, StoreError::Stopped { .. }), "went on after a failure");
@@ -212,6 +214,11 @@ impl World {
             }
             Err(error) => panic!("{error}"),
         }
+        // The power may have gone in the keeper's work.
+        if self.disk.is_off() {
+            self.restart();
+        }
+        self.verify_open();
     }
 
     /// The open prewrites as the store has them.
@@ -227,6 +234,12 @@ impl World {
 
     fn verify_open(&self) {
         assert_eq!(self.stored_open(), self.model.open);
+    }
+
+    fn stored_gaps(&self) -> impl Iterator<Item = (u64, u64, String)> {
+        let collected = self.model.collected;
+        let gaps = self.reader.gaps(usize::MAX).into_iter();
+        gaps.map(|gap| (gap.at.get(), gap.start_ts.get(), gap.cause)).filter(move |gap| gap.0 > collected)
     }
 
     fn stored_committed(&self) -> Vec<Txn> {
@@ -247,18 +260,23 @@ impl World {
         let doubtful = std::mem::take(&mut self.doubtful);
         let open = self.stored_open();
         let committed = self.stored_committed();
+        let recorded = self.reader.pairing.lock().unwrap().watermark.get();
         let mut model = self.model.clone();
         for survived in 0..=doubtful.len() {
             if survived > 0 {
                 model.apply(&doubtful[survived - 1]);
             }
             let expected = model.committed.range(model.collected + 1..).map(|(_, txn)| txn);
-            if model.open == open && committed.iter().eq(expected) {
+            let same = model.open == open && committed.iter().eq(expected) && model.kept_gaps().eq(self.stored_gaps());
+            if same && model.recorded == recorded {
                 self.model = model;
                 return;
             }
         }
-        panic!("lost or invented: {open:?} {committed:?}, model {:?}, doubtful {doubtful:?}", self.model);
+        let open: Vec<_> = open.keys().collect();
+        let committed: Vec<_> = committed.iter().map(|txn| txn.0).collect();
+        let expected = (self.model.open.keys().collect::<Vec<_>>(), self.model.committed.keys().collect::<Vec<_>>());
+        panic!("lost or invented: {open:?} {committed:?} {recorded}, not {expected:?} {}", self.model.recorded);
     }
 
     /// Opens again after whatever happened, and compares everything.
@@ -330,10 +348,7 @@ impl World {
                 assert_eq!(self.reader.prewrite(start_ts).unwrap().as_ref(), Some(payload));
             }
         }
-        let gaps = self.reader.gaps(usize::MAX).into_iter();
-        let gaps: Vec<_> = gaps.map(|gap| (gap.at.get(), gap.start_ts.get(), gap.cause)).collect();
-        let expected_gaps = self.model.gaps.iter().filter(|gap| gap.0 > self.model.collected);
-        assert!(gaps.iter().filter(|gap| gap.0 > self.model.collected).eq(expected_gaps));
+        assert!(self.model.kept_gaps().eq(self.stored_gaps()));
 
         if let Some((commit, start, prewrite, _)) = expected.last() {
             let (start_ts, commit_ts) = (StartTs::new(*start), CommitTs::new(*commit));
@@ -344,7 +359,7 @@ impl World {
             let half = place.len / 2;
             let mut whole = self.reader.payload_range(place, 0..half).unwrap().to_vec();
             whole.extend(self.reader.payload_range(place, half..u32::MAX).unwrap());
-            assert_eq!(whole, prewrite);
+            assert_eq!(whole, *prewrite);
         }
         if self.model.collected > 0 {
             let before = Tso::new(self.model.collected - 1);

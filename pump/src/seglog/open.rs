@@ -5,7 +5,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, RwLock};
 
-use tidb::ts::{CommitTs, StartTs};
+use tidb::ts::CommitTs;
 
 use super::appender::Appender;
 use super::checkpoint::{self, Checkpoint};
@@ -16,7 +16,7 @@ use super::pairing::Pairing;
 use super::record::Kind;
 use super::recover::{self, End, Survey, at};
 use super::run::{self, Index, Published, run_name};
-use super::segment::{DATA, Position, Segments};
+use super::segment::{DATA, Position, Segments, segment_name};
 use super::{Options, Pending, Reader, Recovered, StoreError};
 
 /// Opens the store in `dir`, or begins one, and checks that nothing acknowledged is missing. The caller makes sure that
@@ -52,13 +52,14 @@ pub(super) fn open_on(
     let saved = usable_checkpoint(disk.as_ref(), &survey, &segments)?;
     remove_other_runs(disk.as_ref(), &survey, saved.as_ref())?;
 
-    let collected = CommitTs::new(survey.mark.collected);
     let rebuilt = saved.is_none() && !survey.segments.is_empty();
     let saved = saved.unwrap_or_else(|| {
         let first = survey.segments.first().map_or(survey.mark.first, |segment| segment.base);
-        let end = End { position: Position(first), sequence: 0 };
+        // Unless it was collected, the log begins at 1; otherwise its first record says where.
+        let end = End { position: Position(first), sequence: u64::from(survey.mark.first == 0) };
         Checkpoint { end, runs: Vec::new(), waiting: Vec::new(), pairing: Pairing::default() }
     });
+    let collected = CommitTs::new(survey.mark.collected);
     let from = saved.end;
     let mut pairing = saved.pairing;
     let published = Published {
@@ -77,7 +78,14 @@ pub(super) fn open_on(
             Ok(committed) => index.add(committed),
             // About a prewrite that was collected: its segment is gone, this one is not.
             Err(_) if rebuilt && header.stamp <= collected.get() => {}
-            Err(_) => return Err(StoreError::Unfounded { start_ts: StartTs::new(header.start_ts) }),
+            Err(_) => {
+                return Err(StoreError::Corrupt {
+                    path: disk.path(&segment_name(base)),
+                    offset: position.get() - base,
+                    what: "the record here contradicts those before it; restore the directory from a copy, or declare \
+                           this pump lost with `binlogctl offline-pump`",
+                });
+            }
         }
         if header.kind == Kind::Watermark {
             at(disk.as_ref(), "", index.settle(pairing.watermark))?;
@@ -124,7 +132,7 @@ pub(super) fn open_on(
     let checkpointed = (from.position.get(), 0);
     let mut appender = Appender { log, index, segments, pairing, checkpointed, options, last_base };
     if rebuilt {
-        appender.save_rebuilt()?;
+        appender.save();
     }
     Ok((appender, reader, recovered))
 }

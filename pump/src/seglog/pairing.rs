@@ -92,6 +92,11 @@ impl<T: Copy> Remembered<T> {
         }
     }
 
+    fn retain(&mut self, keep: impl Fn(&T) -> bool) {
+        self.known.retain(|_, what| keep(what));
+        self.order.retain(|start_ts| self.known.contains_key(start_ts));
+    }
+
     /// Rare, and as long as the memory.
     fn remove(&mut self, start_ts: StartTs) -> Option<T> {
         let what = self.known.remove(&start_ts)?;
@@ -130,11 +135,6 @@ pub(super) struct Pairing {
 }
 
 impl Pairing {
-    /// True if a commit of `start_ts` has a prewrite to refer to.
-    pub(super) fn has_prewrite(&self, start_ts: StartTs) -> bool {
-        self.open.contains_key(&start_ts) || self.dropped.get(start_ts).is_some()
-    }
-
     /// Takes in one record. `base` is its segment's, `payload` its payload if the kind keeps a fact in it. A commit yields
     /// the transaction.
     pub(super) fn apply(
@@ -206,6 +206,7 @@ impl Pairing {
     /// most `limit`.
     pub(super) fn collect(&mut self, through: CommitTs, limit: u64) -> u64 {
         self.gaps.retain(|gap| gap.at > through.0);
+        self.dropped.retain(|dropped| dropped.floor > through.0);
         let is_needed = |needed: &Needed| needed.open > 0 || needed.newest > through;
         let first = self.needed.iter().find(|(_, needed)| is_needed(needed)).map_or(limit, |(&base, _)| base);
         let first = first.min(limit);

@@ -112,7 +112,7 @@ pub(super) fn survey(disk: &dyn Disk, options: &Options) -> Result<Survey, Store
         }
         expected = segment.end();
     }
-    if survey.segments.is_empty() && (mark.sequence > 0 || mark.first > 0) {
+    if survey.segments.is_empty() && (mark.sequence > 1 || mark.first > 0) {
         return Err(StoreError::AllMissing { dir: disk.path(""), sequence: mark.sequence });
     }
     Ok(survey)
@@ -158,7 +158,8 @@ pub(super) fn replay(
         let mut scan = Scan::new(file.as_ref(), segment);
         let mut offset = from.position.0.saturating_sub(segment.base).max(DATA);
         while let Some(header) = at(disk, &name, scan.record(offset))? {
-            if expected != 0 && header.sequence != expected {
+            let fits = if expected == 0 { index == 0 } else { header.sequence == expected };
+            if !fits {
                 break;
             }
             let fact = match header.kind.has_fact() {
