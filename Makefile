@@ -15,13 +15,14 @@ export ROCKSDB_LIB_DIR ?= /usr/lib/$(MULTIARCH)
 export SNAPPY_LIB_DIR ?= /usr/lib/$(MULTIARCH)
 endif
 
-.PHONY: help demo test lint build setup setup-test up down
+.PHONY: help demo test lint fuzz build setup setup-test up down
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo [CORPUS=shop] [KEEP=1]   the whole path on a recording: TiDB binlog, pumps, Kafka, MariaDB and files'
 	@echo 'make test                          every test; starts Kafka, etcd and MariaDB by itself'
 	@echo 'make lint                          format, clippy, licences'
+	@echo 'make fuzz [FOR=60]                  every decoder for so many seconds each; needs nightly Rust and cargo-fuzz'
 	@echo 'make build                         the binaries, into $(CARGO_TARGET_DIR)/debug'
 	@echo 'make setup                         what the above need, if it is not there'
 	@echo 'make up [PROFILE=lite|full]        the same path in containers; make down removes them'
@@ -47,6 +48,10 @@ lint: setup-test
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets --quiet -- -D warnings
 	@scripts/deny.sh
+
+# Mutated inputs also run in `make test`, with the stable compiler.
+fuzz:
+	@fuzz/run.sh $(or $(FOR),60)
 
 up:
 	@scripts/compose-secret.sh

@@ -108,12 +108,12 @@ pub fn seeds() -> BTreeMap<&'static str, Vec<Vec<u8>>> {
                     let with_picker = |bytes: &[u8]| [&[picker as u8], bytes].concat();
                     add("row_v1", with_picker(blob));
                     add("datums", blob.to_vec());
-                    if let Change::Insert(blob) = change {
-                        if let Ok(image) = row::decode_insert(&definitions[picker].1, blob) {
-                            let values = image.columns.iter().map(|(id, value)| (*id as u32, value.clone()));
-                            add("row_v2", with_picker(&v2::Row::new(&values.collect::<Vec<_>>()).encode()));
-                            image.columns.into_iter().for_each(|(_, value)| add_value(&mut add, &value));
-                        }
+                    if let Change::Insert(blob) = change
+                        && let Ok(image) = row::decode_insert(&definitions[picker].1, blob)
+                    {
+                        let values = image.columns.iter().map(|(id, value)| (*id as u32, value.clone()));
+                        add("row_v2", with_picker(&v2::Row::new(&values.collect::<Vec<_>>()).encode()));
+                        image.columns.into_iter().for_each(|(_, value)| add_value(&mut add, &value));
                     }
                 }
             }

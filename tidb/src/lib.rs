@@ -5,8 +5,8 @@
 //! spells it ([`model`], [`schema_api`]), and timestamps ([`ts`]).
 //!
 //! Pure: no clock, no channel, no disk, no randomness. Every decoder takes arbitrary bytes: it returns an error that
-//! says what is wrong, never panics, and allocates in proportion to the bytes it was given, never to a length they
-//! declare. What a decoder accepts from TiDB, the encoder writes back byte for byte.
+//! says what is wrong, never panics, and allocates in proportion to the bytes it was given (at most 128 times as much),
+//! never to a length they declare. What a decoder accepts from TiDB, the encoder writes back byte for byte.
 
 pub mod binlog;
 pub mod datum;

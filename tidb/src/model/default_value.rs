@@ -124,11 +124,9 @@ impl ColumnInfo {
             }
             tp::JSON => Value::Json(Json::parse(text).map_err(|_| fault)?),
             _ if field.is_binary_string() => {
+                // Bytes that are no UTF-8 were lost to JSON in TiDB itself, which shows old rows the same way.
                 let mut bytes = text.as_bytes().to_vec();
-                let width = field.length().map_or(0, |n| n as usize);
-                if field.tp == tp::STRING && bytes.len() < width {
-                    bytes.resize(width, 0);
-                }
+                bytes.resize(bytes.len().max(fixed_width(field)), 0);
                 Value::Bytes(bytes.into())
             }
             _ if field.is_text() => Value::Text(Bytes::copy_from_slice(text.as_bytes())),
@@ -168,6 +166,11 @@ fn element(field: &FieldType, name: &str) -> Option<u64> {
     }
 }
 
+/// BINARY(n) is padded with zeros to n bytes, 255 at most; other types are not padded.
+fn fixed_width(field: &FieldType) -> usize {
+    if field.tp == tp::STRING { field.length().map_or(1, |n| n.min(255) as usize) } else { 0 }
+}
+
 fn zero_value(field: &FieldType) -> Value {
     let fsp = field.fsp();
     if field.array {
@@ -196,10 +199,7 @@ fn zero_value(field: &FieldType) -> Value {
         tp::ENUM => Value::Enum(1),
         tp::SET => Value::Set(0),
         tp::JSON => Value::Json(Json::null()),
-        tp::STRING if field.is_binary_string() => {
-            Value::Bytes(vec![0; field.length().map_or(0, |n| n.min(255) as usize)].into())
-        }
-        _ if field.is_binary_string() => Value::Bytes(Bytes::new()),
+        _ if field.is_binary_string() => Value::Bytes(vec![0; fixed_width(field)].into()),
         _ if field.is_text() => Value::Text(Bytes::new()),
         _ => Value::Null,
     }
