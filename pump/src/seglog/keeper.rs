@@ -120,9 +120,16 @@ impl Keeper {
             #[cfg(test)]
             Pace::Inline => None,
         };
-        let keeper = Self { shared, thread };
-        keeper.wake();
-        Ok(keeper)
+        Ok(Self { shared, thread })
+    }
+
+    /// The log, whose end was found to be at `sequence`, will be written to: it is not closed any more. Must be durable
+    /// before the first write, or a torn write behind the same end would be taken for nothing.
+    pub(super) fn opened(&self, sequence: u64) -> io::Result<()> {
+        self.durable(sequence);
+        self.shared.write_mark(|_| {})?;
+        self.wake();
+        Ok(())
     }
 
     /// Why the disk is not believed any more, if it failed here.

@@ -81,7 +81,7 @@ impl Log {
             }),
             None => None,
         };
-        keeper.durable(next_sequence);
+        keeper.opened(next_sequence)?;
         Ok(Self {
             segments,
             keeper,

@@ -312,6 +312,11 @@ impl World {
             assert_eq!(Some(collected), collecting);
             self.model.collected = collected;
         }
+        if recovered.rebuilt {
+            // The record of the last watermark may have been in a segment that was collected.
+            assert!((collected..=self.model.recorded).contains(&recovered.watermark.get()) || !self.doubtful.is_empty());
+            self.model.recorded = self.model.recorded.min(recovered.watermark.get());
+        }
         self.settle_doubts();
         self.compare();
         let open: Vec<_> = recovered.pending.iter().map(|open| (open.start_ts.get(), open.floor.get())).collect();

@@ -62,6 +62,8 @@ pub(super) fn open_on(
     let collected = CommitTs::new(survey.mark.collected);
     let from = saved.end;
     let mut pairing = saved.pairing;
+    // What was collected had been passed, even if the record that said so is gone.
+    pairing.watermark = pairing.watermark.max(collected.0);
     let published = Published {
         runs: saved.runs.into_iter().filter(|run| run.last > collected).collect(),
         collected,
