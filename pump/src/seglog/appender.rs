@@ -208,6 +208,15 @@ impl Appender {
         self.log.keeper.save(checkpoint);
     }
 
+    /// Waits until the work beside the writer is done: segments prepared, a checkpoint saved, collected space given back.
+    ///
+    /// # Errors
+    /// The disk failed.
+    pub fn finish_background(&mut self) -> Result<(), StoreError> {
+        self.log.keeper.finish();
+        self.log.check()
+    }
+
     /// Closes the log in order: the next start has little to replay and nothing to check. Without it a start takes a
     /// little longer, that is all.
     ///

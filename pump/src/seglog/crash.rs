@@ -333,11 +333,4 @@ impl DiskFile for CrashFile {
         state.inodes[self.inode].current.resize(len as usize, 0);
         state.spend()
     }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        let mut state = self.disk.state();
-        state.is_on(self.life)?;
-        state.inodes[self.inode].current.resize(len as usize, 0);
-        state.spend()
-    }
 }

@@ -40,8 +40,6 @@ pub(super) trait DiskFile: Send + Sync {
     fn len(&self) -> io::Result<u64>;
     /// Grows the file to `len` with space reserved for all of it; `StorageFull` if there is not enough.
     fn allocate(&self, len: u64) -> io::Result<()>;
-    /// Cuts or extends the file.
-    fn set_len(&self, len: u64) -> io::Result<()>;
 }
 
 /// A directory of the file system.
@@ -130,9 +128,5 @@ impl DiskFile for File {
                 Err(errno) => return Err(errno.into()),
             }
         }
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        File::set_len(self, len)
     }
 }

@@ -61,6 +61,8 @@ struct Desk {
     /// Why the disk is not believed any more.
     failed: Option<Arc<str>>,
     stop: bool,
+    /// Something is being done just now.
+    busy: bool,
 }
 
 struct Shared {
@@ -73,6 +75,7 @@ struct Shared {
     mark: Mutex<Mark>,
     desk: Mutex<Desk>,
     wake: Condvar,
+    idle: Condvar,
 }
 
 /// How the keeper's work is done.
@@ -111,6 +114,7 @@ impl Keeper {
             mark: Mutex::new(mark),
             desk: Mutex::new(Desk { spares, ..Desk::default() }),
             wake: Condvar::new(),
+            idle: Condvar::new(),
         });
         let thread = match pace {
             Pace::Thread => {
@@ -186,6 +190,13 @@ impl Keeper {
         self.wake();
     }
 
+    /// Waits until there is no work.
+    pub(super) fn finish(&self) {
+        let desk = self.shared.desk();
+        let working = |desk: &mut Desk| desk.busy || self.shared.has_work(desk);
+        drop(self.shared.idle.wait_while(desk, working).unwrap_or_else(PoisonError::into_inner));
+    }
+
     /// Finishes all work and writes the mark of an orderly close.
     pub(super) fn close(mut self, closed_at: u64) -> io::Result<()> {
         self.stop();
@@ -207,6 +218,7 @@ impl Keeper {
             self.shared.wake.notify_one();
         } else {
             while self.shared.work() {}
+            self.shared.desk().busy = false;
         }
     }
 
@@ -249,7 +261,9 @@ impl Shared {
     fn run(&self) {
         loop {
             while self.work() {}
-            let desk = self.desk();
+            let mut desk = self.desk();
+            desk.busy = false;
+            self.idle.notify_all();
             if desk.stop {
                 return;
             }
@@ -289,6 +303,7 @@ impl Shared {
             return false;
         }
         if let Some(job) = desk.jobs.pop_front() {
+            desk.busy = true;
             drop(desk);
             match job {
                 Job::Save(save) => self.note("save a checkpoint", self.save(save)),
@@ -297,6 +312,7 @@ impl Shared {
             return true;
         }
         if !desk.stop && self.wants_spare(&desk) {
+            desk.busy = true;
             drop(desk);
             match self.create_spare(self.options.segment_bytes, Fill::Zeros) {
                 Ok(spare) => self.desk().spares.push_back(spare),
@@ -380,9 +396,8 @@ impl Shared {
             if unused && segment.size == self.options.segment_bytes && self.desk().spares.len() < keep {
                 let generation = self.next_generation();
                 let spare = spare_name(generation);
+                // Under its old name, if this does not last, it is no part of the log either: the mark says so.
                 self.disk().rename(&name, &spare)?;
-                // Not before the rename is durable: under its old name it must not look like part of the log.
-                self.disk().sync_dir()?;
                 let file = self.disk().open(&spare)?;
                 write_at(file.as_ref(), &encode_header(generation, segment.size), 0)?;
                 file.sync()?;

@@ -160,7 +160,7 @@ fn usable_checkpoint(
     }
     let collected = CommitTs::new(survey.mark.collected);
     for run in saved.runs.iter().filter(|run| run.last > collected) {
-        if !at(disk, &run.name(), run::restore(segments, run))? {
+        if !at(disk, &run.name(), run::is_there(segments, run))? {
             return Ok(None);
         }
     }

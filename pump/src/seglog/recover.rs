@@ -64,6 +64,9 @@ pub(super) fn survey(disk: &dyn Disk, options: &Options) -> Result<Survey, Store
         return Err(StoreError::NoMark { path: disk.path(mark::NAME) });
     };
 
+    // A process that died may have left it in memory only; what is removed below must not come to be missed.
+    at(disk, mark::NAME, mark_file.sync())?;
+
     let mut survey =
         Survey { mark, mark_file, segments: vec![], spares: VecDeque::new(), runs: vec![], newest_generation: 0 };
     for name in &names {
@@ -88,6 +91,8 @@ pub(super) fn survey(disk: &dyn Disk, options: &Options) -> Result<Survey, Store
                         survey.newest_generation = survey.newest_generation.max(generation);
                         let wanted = survey.spares.len() < options.spares + options.recycled;
                         if size == options.segment_bytes && wanted {
+                            // As when it was made: a process that died in between may not have come to it.
+                            at(disk, name, file.sync())?;
                             survey.spares.push_back(Spare { name: name.clone(), generation, size, file });
                         } else {
                             at(disk, name, disk.remove(name))?;

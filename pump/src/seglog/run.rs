@@ -21,7 +21,7 @@ use super::segment::{Position, Segments, write_at};
 /// Bytes of an entry.
 const ENTRY: usize = 48;
 /// Entries of a file.
-const RUN: u64 = if cfg!(test) { 7 } else { 1 << 20 };
+const RUN: u64 = if cfg!(test) { 40 } else { 1 << 20 };
 
 /// One index file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -269,8 +269,8 @@ fn read_run(segments: &Segments, run: Run, after: CommitTs, max: usize) -> Resul
     Ok(found)
 }
 
-/// True if the file of `run` has all its entries and the last is whole; cuts what is behind.
-pub(super) fn restore(segments: &Segments, run: &Run) -> io::Result<bool> {
+/// True if the file of `run` has all its entries and the last is whole. What is behind them is written over.
+pub(super) fn is_there(segments: &Segments, run: &Run) -> io::Result<bool> {
     let file = match segments.disk.open(&run.name()) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -282,11 +282,5 @@ pub(super) fn restore(segments: &Segments, run: &Run) -> io::Result<bool> {
     }
     let mut bytes = [0; ENTRY];
     file.read_exact_at(&mut bytes, len - ENTRY as u64)?;
-    if decode(&bytes).is_none_or(|entry| entry.commit_ts != run.last) {
-        return Ok(false);
-    }
-    if file.len()? > len {
-        file.set_len(len)?;
-    }
-    Ok(true)
+    Ok(decode(&bytes).is_some_and(|entry| entry.commit_ts == run.last))
 }
