@@ -20,8 +20,11 @@ use tidb::{
 
 use super::seeds;
 
-/// The decoders, by the names of cargo-fuzz's targets.
-pub const ENTRIES: [(&str, fn(&[u8])); 9] = [
+/// A decoder's name, which is that of cargo-fuzz's target, and the function to call.
+pub type Entry = (&'static str, fn(&[u8]));
+
+/// All decoders.
+pub const ENTRIES: [Entry; 9] = [
     ("row_v1", row_v1),
     ("row_v2", row_v2),
     ("datums", datums),

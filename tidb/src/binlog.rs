@@ -1,4 +1,4 @@
-//! TiDB's binlog records: their envelope, and the changes inside (encoding-spec §1).
+//! TiDB's binlog records: their envelope, and the changes inside (tipb `binlog.proto`).
 //!
 //! Fields that TiDB always writes are always written, zero or not; fields it leaves out are left out: what is encoded
 //! here is byte for byte what TiDB sends.

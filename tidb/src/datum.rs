@@ -1,4 +1,4 @@
-//! Datums: one flag byte, then a value, as rows and keys hold them (encoding-spec §2).
+//! Datums: one flag byte, then a value, as rows and keys hold them (TiDB `util/codec`).
 //!
 //! Rows use the *value form* (variable-length integers, compact bytes), keys the *key form* (fixed width, memcomparable).
 //! The reader takes both everywhere.

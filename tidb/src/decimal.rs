@@ -1,4 +1,4 @@
-//! Exact decimals of up to 65 digits, in MySQL's binary form (encoding-spec §2).
+//! Exact decimals of up to 65 digits, in MySQL's binary form (TiDB `types/mydecimal.go`).
 //!
 //! A [`Decimal`] keeps the bytes TiDB wrote, checked once: reading copies at most 30 bytes, writing copies them back,
 //! and text is made only when asked for. Digits stand in groups of nine in four big-endian bytes, a partial group

@@ -1,7 +1,7 @@
 //! JSON as Go's `encoding/json` spells it, so that what we write of TiDB's schema model is what TiDB writes.
 //!
 //! Differences from serde_json's own spelling: `<`, `>`, `&`, U+2028 and U+2029 are escaped, backspace and form feed
-//! are `\u0008` and `\u000c`, a nil slice or map is `null`, `[]byte` is base64 (encoding-spec §6).
+//! are `\u0008` and `\u000c`, a nil slice or map is `null`, `[]byte` is base64 (Go `encoding/json`).
 
 use std::{io, ops::Deref};
 

@@ -1,4 +1,5 @@
-//! TiKV keys: records, indexes and TiDB's meta data (encoding-spec §4, §6). Raw, without TiKV's own region encoding.
+//! TiKV keys: records, indexes and TiDB's meta data (TiDB `tablecodec`, `structure`, `meta`). Raw, without TiKV's own
+//! region encoding.
 
 use crate::{
     DecodeError,

@@ -1,4 +1,4 @@
-//! Byte strings encoded so that comparing the encodings compares the strings (encoding-spec §2).
+//! Byte strings encoded so that comparing the encodings compares the strings (TiDB `util/codec`).
 //!
 //! Groups of eight bytes, each followed by `0xff - padding`; the last group is padded with zeros. A string whose
 //! length is a multiple of eight (the empty one too) ends with an all-zero group. TiKV's region keys and the byte

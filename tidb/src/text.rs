@@ -1,4 +1,4 @@
-//! Numbers as TiDB prints them (encoding-spec §7).
+//! Numbers as TiDB prints them (TiDB `server`, dump of text rows).
 
 use std::fmt::{self, Write};
 

@@ -1,4 +1,4 @@
-//! Dates, times of day and their combination, as TiDB packs them (encoding-spec §2).
+//! Dates, times of day and their combination, as TiDB packs them (TiDB `types/time.go`).
 //!
 //! MySQL's dates include what no calendar has: zero, month or day zero, 31 February. So these types keep fields and
 //! never pass through an epoch.

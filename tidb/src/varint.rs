@@ -1,4 +1,4 @@
-//! Variable-length integers: LEB128, and zigzag over it for signed ones (encoding-spec §0, §2).
+//! Variable-length integers: LEB128, and zigzag over it for signed ones (TiDB `util/codec`).
 
 use crate::DecodeError;
 

@@ -1,4 +1,4 @@
-//! TiDB's binary JSON (encoding-spec §2).
+//! TiDB's binary JSON (TiDB `types/json_binary.go`).
 //!
 //! A [`Json`] keeps TiDB's bytes, checked once on the way in: reading copies nothing, writing gives the same bytes back,
 //! text is made only when asked for. Documents are walked, never recursed into, so depth costs no stack; the check

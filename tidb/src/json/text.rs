@@ -1,4 +1,5 @@
-//! A document as TiDB prints it (encoding-spec §7): stored key order, `, ` and `: `, integral doubles without point.
+//! A document as TiDB prints it (TiDB `types/json_binary.go`): stored key order, `, ` and `: `, integral doubles
+//! without point.
 
 use std::fmt::{self, Write};
 

@@ -1,4 +1,4 @@
-//! The kinds of DDL jobs, by the numbers TiDB gives them (encoding-spec §6).
+//! The kinds of DDL jobs, by the numbers TiDB gives them (TiDB `parser/model/ddl.go`).
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! The value a column has in rows that do not hold it (encoding-spec §1.1, §6).
+//! The value a column has in rows that do not hold it (TiDB `table/column.go`).
 
 use bytes::Bytes;
 

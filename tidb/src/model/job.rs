@@ -1,4 +1,4 @@
-//! DDL jobs, as `/ddl/history` and TiDB's system tables hold them (encoding-spec §6).
+//! DDL jobs, as `/ddl/history` and TiDB's system tables hold them (TiDB `parser/model/ddl.go`).
 
 use serde::{Deserialize, Serialize};
 

@@ -2,7 +2,7 @@
 //!
 //! Reading tolerates unknown keys and missing ones (other TiDB versions); writing spells as Go does through
 //! [`crate::gojson`], in the key order of TiDB 7.1, and gives back what was read byte for byte. Parts that nothing
-//! here looks into are carried as [`Raw`]. Format: encoding-spec §6.
+//! here looks into are carried as [`Raw`]. Source: TiDB `parser/model`.
 
 mod action;
 mod column;

@@ -1,5 +1,5 @@
 //! Rows of the binlog, in TiDB's row format v1, read by a table's definition and written back byte for byte
-//! (encoding-spec §1.1, §3.1); and format v2, which TiKV holds ([`v2`]).
+//! (TiDB `tablecodec`: `EncodeOldRow`; `table/tables`); and format v2, which TiKV holds ([`v2`]).
 //!
 //! Decoding takes from the blob what it says and adds nothing: columns that the definition has and the row lacks are
 //! absent from the image (their value is for the caller to decide), ids that the definition lacks are kept aside.

@@ -1,4 +1,4 @@
-//! Row format v2, in which TiKV holds rows (encoding-spec §3.2). Binlogs never do; needed to read or stand in for TiKV.
+//! Row format v2, in which TiKV holds rows (TiDB `util/rowcodec`). Binlogs never do; needed to read or stand in for TiKV.
 //!
 //! ```text
 //! 80 | flags | count of values u16 | count of NULLs u16 | ids of values | ids of NULLs | end offsets | data | [checksum]
@@ -299,11 +299,19 @@ mod tests {
 
     #[test]
     fn large() {
-        let columns = [(1, Value::Int(-1)), (256, Value::Text(Bytes::from(vec![b'x'; 70_000])))];
-        let row = Row::new(&columns);
-        let bytes = Bytes::from(row.encode());
-        assert_eq!(bytes[1], LARGE);
-        assert_eq!(Row::decode(&bytes), Ok(row));
+        let text = |len| Value::Text(Bytes::from(vec![b'x'; len]));
+        let cases = [
+            (vec![(1, Value::Int(-1)), (255, text(65_534))], 0),
+            (vec![(1, Value::Int(-1)), (255, text(65_535))], LARGE),
+            (vec![(1, Value::Int(-1)), (256, text(1))], LARGE),
+            (vec![(1, Value::Int(-1)), (256, Value::Null)], LARGE),
+        ];
+        for (columns, flags) in cases {
+            let row = Row::new(&columns);
+            let bytes = Bytes::from(row.encode());
+            assert_eq!(bytes[1], flags);
+            assert_eq!(Row::decode(&bytes), Ok(row));
+        }
     }
 
     proptest! {

@@ -57,9 +57,13 @@ pub(crate) fn history_body(name: &str) -> Vec<u8> {
     unzip(name, "ddl-history.json.gz")
 }
 
-/// The state at the end.
-pub(crate) fn end_state(name: &str) -> Json {
-    serde_json::from_slice(&unzip(name, "state-end.json.gz")).unwrap()
+/// All recorded states.
+pub(crate) fn states(name: &str) -> Vec<Json> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name);
+    let files =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let states = files.filter(|file| file.starts_with("state-"));
+    states.map(|file| serde_json::from_slice(&unzip(name, &file)).unwrap()).collect()
 }
 
 /// A committed transaction: its prewrite record and its commit_ts.
@@ -68,7 +72,7 @@ pub(crate) struct Transaction {
     pub(crate) prewrite: Header,
 }
 
-/// Transactions with a commit record, in commit order.
+/// Committed transactions, in commit order: those with a commit record, and those that TiKV says are committed.
 pub(crate) fn committed(name: &str) -> Vec<Transaction> {
     let mut prewrites = HashMap::new();
     let mut commits: BTreeMap<CommitTs, StartTs> = BTreeMap::new();
@@ -80,6 +84,15 @@ pub(crate) fn committed(name: &str) -> Vec<Transaction> {
             }
             Kind::Commit => assert!(commits.insert(header.commit_ts, header.start_ts).is_none()),
             Kind::Rollback => {}
+        }
+    }
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name);
+    let status = folder.join("txn-status.json");
+    if status.try_exists().unwrap() {
+        let status: Json = serde_json::from_slice(&std::fs::read(status).unwrap()).unwrap();
+        for answer in status.as_array().unwrap().iter().filter(|answer| answer["status"] == "committed") {
+            let start_ts = StartTs::new(answer["start_ts"].as_u64().unwrap());
+            commits.insert(CommitTs::new(answer["commit_ts"].as_u64().unwrap()), start_ts);
         }
     }
     let transaction =
