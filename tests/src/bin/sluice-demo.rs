@@ -2,12 +2,17 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
 use clap::Parser as _;
 use e2e::demo::{self, Options};
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<ExitCode> {
-    let equal = demo::run(Options::parse()).await?;
-    Ok(if equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+async fn main() -> ExitCode {
+    match demo::run(Options::parse()).await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("sluice-demo: {error:#}");
+            ExitCode::from(2)
+        }
+    }
 }

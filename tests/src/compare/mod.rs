@@ -28,6 +28,8 @@ pub enum Form {
     Float,
     /// DOUBLE, as a number: exponents are spelled differently (`1e15`, `1e+15`).
     Double,
+    /// ZEROFILL integers, without leading zeros: MariaDB pads them, TiDB's text protocol does not.
+    ZeroFill,
     /// JSON, as a document: MariaDB keeps the text it was given, and the order and spacing in it mean nothing.
     Json,
 }
@@ -101,15 +103,19 @@ fn differing(rows: usize, what: &str) -> TableComparison {
 pub fn forms(table: &Table) -> Vec<Form> {
     let types: BTreeMap<String, &str> = table.create.lines().filter_map(column_definition).collect();
     let form = |column: &String| match types.get(column).copied() {
-        Some("float") => Form::Float,
-        Some("double") => Form::Double,
-        Some("json") => Form::Json,
-        _ => Form::Exact,
+        Some(definition) if definition.contains(" zerofill ") => Form::ZeroFill,
+        Some(definition) => match definition.split(|c: char| !c.is_ascii_lowercase()).next() {
+            Some("float") => Form::Float,
+            Some("double") => Form::Double,
+            Some("json") => Form::Json,
+            _ => Form::Exact,
+        },
+        None => Form::Exact,
     };
     table.columns.iter().map(form).collect()
 }
 
-/// Name and first word of the type, from a line like "  `a``b` double DEFAULT NULL,".
+/// Name and the rest, which begins with the type, from a line like "  `a``b` double DEFAULT NULL,".
 fn column_definition(line: &str) -> Option<(String, &str)> {
     let mut rest = line.trim_start().strip_prefix('`')?;
     let mut name = String::new();
@@ -127,8 +133,7 @@ fn column_definition(line: &str) -> Option<(String, &str)> {
             }
         }
     }
-    let kind = rest.trim_start();
-    Some((name, &kind[..kind.find(|c: char| !c.is_ascii_lowercase()).unwrap_or(kind.len())]))
+    Some((name, rest.trim_start()))
 }
 
 fn table(recorded: &Table, found: &read::Found) -> TableComparison {
@@ -177,7 +182,7 @@ fn table(recorded: &Table, found: &read::Found) -> TableComparison {
 fn bucket(forms: &[Form], row: &[Cell]) -> Vec<Cell> {
     let key = |(form, cell): (&Form, &Cell)| match form {
         Form::Exact => cell.clone(),
-        Form::Float | Form::Double | Form::Json => Cell::Null,
+        Form::Float | Form::Double | Form::ZeroFill | Form::Json => Cell::Null,
     };
     forms.iter().zip(row).map(key).collect()
 }
@@ -202,6 +207,7 @@ fn equal(form: Form, recorded: &Cell, found: &Cell) -> bool {
             (Ok(recorded), Ok(found)) => recorded == found,
             _ => false,
         },
+        Form::ZeroFill => recorded_text.trim_start_matches('0') == found_text.trim_start_matches('0'),
         Form::Json => match (serde_json::from_str(recorded_text), serde_json::from_str(found_text)) {
             (Ok(recorded), Ok(found)) => equal_json(&recorded, &found),
             _ => false,
@@ -324,6 +330,9 @@ mod tests {
             (Form::Float, "16777216", "16777200", false),
             (Form::Float, "0.1", "0.10000000149011612", true),
             (Form::Float, "0.1", "0.1", false),
+            (Form::ZeroFill, "1", "00000001", true),
+            (Form::ZeroFill, "0", "00000000", true),
+            (Form::ZeroFill, "1", "00000010", false),
             (Form::Json, r#"{"a": 1, "b": [1.0]}"#, r#"{"b":[1],"a":1}"#, true),
             (Form::Json, r#"{"a": 1}"#, r#"{"a": 1, "b": 2}"#, false),
             (Form::Json, "9007199254740993", "9007199254740992", false),
@@ -335,7 +344,10 @@ mod tests {
 
     #[test]
     fn reads_column_definitions() {
-        assert_eq!(column_definition("  `a``b` float DEFAULT NULL,"), Some(("a`b".into(), "float")));
+        assert_eq!(
+            column_definition("  `a``b` float DEFAULT NULL,"),
+            Some(("a`b".into(), "float DEFAULT NULL,"))
+        );
         assert_eq!(column_definition("  `c` json"), Some(("c".into(), "json")));
         assert_eq!(column_definition("  PRIMARY KEY (`id`)"), None);
     }

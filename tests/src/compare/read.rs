@@ -58,7 +58,7 @@ pub(super) async fn tables(state: &State, session: &mut Conn) -> Result<BTreeMap
 fn select(column: &str, form: Form) -> String {
     match form {
         Form::Float => format!("{} + 0e0", quoted(column)),
-        Form::Exact | Form::Double | Form::Json => quoted(column),
+        Form::Exact | Form::Double | Form::ZeroFill | Form::Json => quoted(column),
     }
 }
 

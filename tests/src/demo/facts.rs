@@ -70,9 +70,9 @@ pub(super) async fn lags(site: &Site, running: &Running) -> Result<Vec<Vec<Strin
 /// Table, partition, rows.
 pub(super) fn rows_by_partition(report: &Report) -> Vec<Vec<String>> {
     let lines = report.by_table.iter().flat_map(|(table, places)| {
-        places.iter().map(move |((topic, partition), rows)| {
-            vec![table.clone(), format!("{topic} partition {partition}"), rows.to_string()]
-        })
+        places
+            .iter()
+            .map(move |((_, partition), rows)| vec![table.clone(), partition.to_string(), rows.to_string()])
     });
     lines.collect()
 }
@@ -127,24 +127,44 @@ pub(super) async fn ask(session: &mut Conn, query: &str) -> Result<(Vec<String>,
     ))
 }
 
-/// File, lines, size; below `folder`.
+/// Files of rows with lines and size, then the rest in one line.
 pub(super) fn exported(folder: &Path) -> Result<Vec<Vec<String>>> {
-    const SHOWN: usize = 12;
+    const SHOWN: usize = 10;
     let mut files = Vec::new();
     walk(folder, &mut files)?;
     files.sort();
-    let more = files.len().saturating_sub(SHOWN);
-    let mut rows = Vec::new();
-    for file in files.iter().take(SHOWN) {
+    let rows_only =
+        |file: &&PathBuf| file.components().any(|part| part.as_os_str() == "data") && !is_definition(file);
+    let (rows, rest): (Vec<&PathBuf>, Vec<&PathBuf>) = files.iter().partition(rows_only);
+    let mut lines = Vec::new();
+    for file in rows.iter().take(SHOWN) {
         let bytes = fs::read(file)?;
-        let lines = bytes.iter().filter(|byte| **byte == b'\n').count();
-        let name = file.strip_prefix(folder)?.display().to_string();
-        rows.push(vec![name, lines.to_string(), "lines".into(), bytes.len().to_string(), "bytes".into()]);
+        let count = bytes.iter().filter(|byte| **byte == b'\n').count();
+        lines.push(vec![
+            file.strip_prefix(folder)?.display().to_string(),
+            count.to_string(),
+            "lines".into(),
+            size(bytes.len() as u64),
+        ]);
     }
-    if more > 0 {
-        rows.push(vec![format!("… and {more} more")]);
+    if rows.len() > SHOWN {
+        lines.push(vec![format!("… and {} more files of rows", rows.len() - SHOWN)]);
     }
-    Ok(rows)
+    let definitions = rest.iter().filter(|file| is_definition(file)).count();
+    lines.push(vec![format!("with {definitions} table definitions, the DDL, and manifest.jsonl with checksums and commit_ts ranges")]);
+    Ok(lines)
+}
+
+fn is_definition(file: &Path) -> bool {
+    file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("schema-"))
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1024 => format!("{bytes} B"),
+        1024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
+        _ => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
+    }
 }
 
 fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {

@@ -83,8 +83,8 @@ async fn story(options: &Options) -> Result<bool> {
     }
     let log = checker::read::log(site.kafka.client(), site.topic()).await?;
     let report = checker::rules::verify(&log);
-    screen.heading("Rows through Kafka, by table and partition");
-    screen.table(&facts::rows_by_partition(&report), &[]);
+    screen.heading(&format!("Rows through Kafka, topic {}", site.topic()));
+    screen.table(&facts::rows_by_partition(&report), &["table", "partition", "rows"].map(str::to_owned));
     screen.line(&facts::log_summary(&report));
     for violation in &report.violations {
         screen.bad(violation);

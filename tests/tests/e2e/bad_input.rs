@@ -93,7 +93,7 @@ async fn write(
 /// A pump refuses garbage, another cluster's binlogs and oversize ones, each with a clear word, and serves on.
 #[tokio::test]
 async fn a_pump_refuses_what_is_not_for_it() -> Result<()> {
-    let cast = Cast::begin("refusals", "shop", Speed::Max).await?;
+    let mut cast = Cast::begin("refusals", "shop", Speed::Max).await?;
     let cluster = cluster_id(&cast).await?;
     let mut pump = client(&cast, 0).await?;
     let answer = write(&mut pump, cluster, b"\xff\xfe this is no binlog".to_vec()).await?;
@@ -216,8 +216,8 @@ async fn what_is_away_is_waited_for() -> Result<()> {
     cast.await_share(0.7).await?;
     cast.site.mariadb.restart().await?;
 
-    ends_well(&mut apply).await?;
-    ends_well(&mut export).await?;
+    cast.ends_well(&mut apply).await?;
+    cast.ends_well(&mut export).await?;
     cast.compare_with_end().await?;
     cast.verify_log().await?;
     exports::hold_the_log_once(&cast.site, Format::Jsonl).await?;

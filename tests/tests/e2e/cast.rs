@@ -1,6 +1,6 @@
 //! A site with the upstream half running: simulator, pumps, drainer. The tests start consumers themselves.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use e2e::{
     checker::{self, Report},
     compare::compare,

@@ -57,8 +57,8 @@ async fn survives(victim: Victim, seed: u64) -> Result<()> {
         *process = service.program.start()?;
         kills += 1;
     }
-    ends_well(&mut apply.1).await?;
-    ends_well(&mut export.1).await?;
+    cast.ends_well(&mut apply.1).await?;
+    cast.ends_well(&mut export.1).await?;
     cast.compare_with_end().await?;
     let report = cast.verify_log().await?;
     if victim == Victim::Drainer {

@@ -19,15 +19,15 @@ use crate::{
 /// Applies up to each recorded moment and compares there; meanwhile everything is exported; in the end the log adds up and
 /// the files hold what the log holds.
 async fn every_state_is_reproduced(recording: &str, format: Format) -> Result<Cast> {
-    let cast = Cast::begin(recording, recording, Speed::Max).await?;
+    let mut cast = Cast::begin(recording, recording, Speed::Max).await?;
     let end = cast.site.recording().end().commit_ts;
     let mut export =
         cast.site.export(format)?.with(&["--until-commit-ts", &end.to_string()]).program.start()?;
-    for checkpoint in cast.site.recording().checkpoints() {
+    for checkpoint in cast.site.recording().checkpoints().to_vec() {
         cast.apply_until(checkpoint.commit_ts).await?;
-        cast.compare_with(checkpoint).await?;
+        cast.compare_with(&checkpoint).await?;
     }
-    ends_well(&mut export).await?;
+    cast.ends_well(&mut export).await?;
     let report = cast.verify_log().await?;
     ensure!(report.epochs == 1, "nobody restarted the drainer, but there are {} epochs", report.epochs);
     exports::hold_the_log_once(&cast.site, format).await?;
@@ -53,7 +53,7 @@ async fn concurrent() -> Result<()> {
 /// Nothing stays undecided.
 #[tokio::test]
 async fn orphans() -> Result<()> {
-    let cast = every_state_is_reproduced("orphans", Format::Jsonl).await?;
+    let mut cast = every_state_is_reproduced("orphans", Format::Jsonl).await?;
     for (service, _) in &cast.pumps {
         eventually("every prewrite to be settled", async || {
             let status = admin::json(&service.admin, "/status").await?;
@@ -70,7 +70,7 @@ type Bank = (Option<i64>, u64, Option<u64>);
 /// Money neither appears nor vanishes in any read of MariaDB while transfers are being applied.
 #[tokio::test]
 async fn the_bank_always_adds_up() -> Result<()> {
-    let cast = Cast::begin("bank", "concurrent", Speed::Times(1.0)).await?;
+    let mut cast = Cast::begin("bank", "concurrent", Speed::Times(1.0)).await?;
     let end = cast.site.recording().end().commit_ts;
     let mut apply = cast.site.apply()?.with(&["--until-commit-ts", &end.to_string()]).program.start()?;
     let mut session = connect(cast.site.mariadb.port()).await?;
@@ -93,7 +93,7 @@ async fn the_bank_always_adds_up() -> Result<()> {
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    ends_well(&mut apply).await?;
+    cast.ends_well(&mut apply).await?;
     ensure!(
         reads >= 200 && states.len() >= 20,
         "only {reads} reads of {} states: this proves nothing",
@@ -107,7 +107,7 @@ async fn the_bank_always_adds_up() -> Result<()> {
 /// What binlogctl prints is what runs: every pump and the drainer, online, with their positions.
 #[tokio::test]
 async fn binlogctl_sees_everyone() -> Result<()> {
-    let cast = Cast::begin("ctl", "shop", Speed::Max).await?;
+    let mut cast = Cast::begin("ctl", "shop", Speed::Max).await?;
     cast.apply_until(cast.site.recording().end().commit_ts).await?;
     for (command, expected) in [("pumps", cast.pumps.len()), ("drainers", 1)] {
         let printed = cast.site.binlogctl(&["-cmd", command, "--output", "json"]).await?;
