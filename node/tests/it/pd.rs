@@ -58,19 +58,21 @@ async fn who_waits_together_shares_one_request() {
 async fn a_timestamp_is_never_older_than_the_call() {
     let (mock, cluster) = MockPd::start(NO_ETCD).await;
     let pd = connect(&mock).await;
-    let callers = (0..8).map(|_| {
-        let (pd, cluster) = (pd.clone(), std::sync::Arc::clone(&cluster));
-        tokio::spawn(async move {
-            for _ in 0..200 {
-                let before = cluster.clock.load(Ordering::SeqCst);
-                let ts = pd.tso().await.unwrap();
-                assert!(ts.get() >= before, "{ts} is older than {before}");
-            }
-        })
-    });
-    for caller in callers.collect::<Vec<_>>() {
-        soon("all timestamps", caller).await.unwrap();
-    }
+    let ask = || {
+        let pd = pd.clone();
+        tokio::spawn(async move { pd.tso().await.unwrap() })
+    };
+    cluster.hold.send_replace(true);
+    let early = ask();
+    until("the first request", async || cluster.requests.load(Ordering::SeqCst) == 1).await;
+    // The first timestamp is under way when PD gives others out; who asks after that must not get it.
+    let before = cluster.clock.fetch_add(100, Ordering::SeqCst) + 100;
+    let late = ask();
+    tokio::task::yield_now().await;
+    cluster.hold.send_replace(false);
+    assert!(soon("the first timestamp", early).await.unwrap().get() < before);
+    let late = soon("the second timestamp", late).await.unwrap();
+    assert!(late.get() >= before, "{late} is older than {before}");
 }
 
 #[tokio::test]

@@ -27,9 +27,9 @@ pub(crate) const CLUSTER: u64 = 6_789_012_345;
 pub(crate) struct Cluster {
     /// The next timestamp; every request takes one.
     pub(crate) clock: AtomicU64,
-    /// Requests for timestamps that were answered.
+    /// Requests for timestamps that a timestamp was taken for.
     pub(crate) requests: AtomicUsize,
-    /// While true, requests for timestamps wait.
+    /// While true, timestamps are taken but not sent.
     pub(crate) hold: watch::Sender<bool>,
     /// URL of the leader; empty while there is none.
     pub(crate) leader: Mutex<String>,
@@ -143,8 +143,6 @@ impl Pd for Server {
         let server = self.clone();
         tokio::spawn(async move {
             while let Ok(Some(request)) = requests.message().await {
-                let mut hold = server.cluster.hold.subscribe();
-                let _ = hold.wait_for(|hold| !hold).await;
                 if let Err(status) = server.leads() {
                     let _ = answers.send(Err(status)).await;
                     return;
@@ -152,6 +150,9 @@ impl Pd for Server {
                 assert_eq!(request.header.unwrap().cluster_id, CLUSTER);
                 let ts = server.cluster.clock.fetch_add(1, Ordering::SeqCst);
                 server.cluster.requests.fetch_add(1, Ordering::SeqCst);
+                // The timestamp is taken, and on its way for as long as a test likes.
+                let mut hold = server.cluster.hold.subscribe();
+                let _ = hold.wait_for(|hold| !hold).await;
                 let timestamp =
                     Timestamp { physical: (ts >> 18) as i64, logical: (ts & 0x3ffff) as i64, suffix_bits: 0 };
                 let answer =
