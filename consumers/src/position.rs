@@ -45,7 +45,7 @@ impl FromStr for FeedId {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let error = || FeedIdError(text.to_owned());
-        if text.len() != 32 || !text.is_ascii() {
+        if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(error());
         }
         let mut bytes = [0; 16];

@@ -1,0 +1,317 @@
+//! A table's definition as the statement that makes it on MySQL or MariaDB.
+//!
+//! Everything is spelled out – charset and collation of each column, nullability, defaults – so that no default of the
+//! server or the database takes part. What only TiDB knows and what has no effect on rows is left out: clustering,
+//! AUTO_RANDOM, placement, TTL, TiFlash, caching.
+
+use std::fmt::Write as _;
+
+use serde::Deserialize;
+use tidb::model::{ColumnInfo, IndexInfo, Name, PartitionInfo, PartitionKind, TableInfo, flag, tp};
+
+use crate::mysql::charset;
+use crate::mysql::literal::{identifier, quoted, string, table_name};
+use crate::mysql::session::Target;
+
+/// Something that the target cannot have.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0}")]
+pub struct Impossible(pub String);
+
+/// `CREATE TABLE` for a definition.
+pub fn create_table(database: &str, table: &TableInfo, target: &Target) -> Result<String, Impossible> {
+    let mut parts: Vec<String> = Vec::new();
+    for info in table.public_columns().filter(|column| !column.hidden) {
+        parts.push(column(info, target)?);
+    }
+    if table.pk_is_handle
+        && let Some(handle) = table.handle_column()
+    {
+        parts.push(format!("PRIMARY KEY ({})", quoted(handle.name())));
+    }
+    for index in table.index_info.iter().filter(|index| index.is_public()) {
+        parts.extend(key(table, index, target)?);
+    }
+    for foreign in foreign_keys(table)? {
+        parts.push(foreign.render(database));
+    }
+    for check in checks(table)? {
+        parts.push(check.render());
+    }
+    let mut out = format!("CREATE TABLE {} ({})", table_name(database, table.name()), parts.join(", "));
+    let (charset, collate) = charset::for_target(target, &table.charset, &table.collate);
+    let _ = write!(out, " CHARACTER SET {charset} COLLATE {collate}");
+    if table.auto_inc_id > 1 && table.cols.iter().any(|column| column.field_type.has(flag::AUTO_INCREMENT)) {
+        let _ = write!(out, " AUTO_INCREMENT={}", table.auto_inc_id);
+    }
+    if !table.comment.is_empty() {
+        out.push_str(" COMMENT=");
+        string(&mut out, &table.comment);
+    }
+    if let Some(partitions) = table.partitions() {
+        out.push(' ');
+        partition_by(&mut out, partitions)?;
+    }
+    Ok(out)
+}
+
+/// A column's definition, name included.
+pub fn column(info: &ColumnInfo, target: &Target) -> Result<String, Impossible> {
+    let mut out = quoted(info.name());
+    out.push(' ');
+    attributes(&mut out, info, target)?;
+    Ok(out)
+}
+
+/// Everything of a column's definition but its name.
+pub(super) fn attributes(out: &mut String, info: &ColumnInfo, target: &Target) -> Result<(), Impossible> {
+    let kind = &info.field_type;
+    out.push_str(&info.sql_type());
+    if kind.is_text() || matches!(kind.tp, tp::ENUM | tp::SET) {
+        let (charset, collate) = charset::for_target(target, &kind.charset, &kind.collate);
+        let _ = write!(out, " CHARACTER SET {charset} COLLATE {collate}");
+    }
+    if info.is_generated() {
+        let stored = if info.generated_stored { "STORED" } else { "VIRTUAL" };
+        let _ = write!(out, " GENERATED ALWAYS AS ({}) {stored}", info.generated_expr_string);
+        // MariaDB takes no NOT NULL on a generated column.
+        if info.not_null() && !target.is_mariadb() {
+            out.push_str(" NOT NULL");
+        }
+    } else {
+        out.push_str(if info.not_null() { " NOT NULL" } else { " NULL" });
+        default(out, info, target)?;
+        if kind.has(flag::ON_UPDATE_NOW) {
+            out.push_str(" ON UPDATE CURRENT_TIMESTAMP");
+            fraction(out, info);
+        }
+        if kind.has(flag::AUTO_INCREMENT) {
+            out.push_str(" AUTO_INCREMENT");
+        }
+    }
+    if !info.comment.is_empty() {
+        out.push_str(" COMMENT ");
+        string(out, &info.comment);
+    }
+    Ok(())
+}
+
+fn fraction(out: &mut String, info: &ColumnInfo) {
+    if info.field_type.fsp() > 0 {
+        let _ = write!(out, "({})", info.field_type.fsp());
+    }
+}
+
+/// True for a default that is taken from the clock.
+pub(super) fn is_now(info: &ColumnInfo) -> bool {
+    let upper = info.default.as_ref().map(|literal| literal.text().to_ascii_uppercase()).unwrap_or_default();
+    matches!(info.field_type.tp, tp::TIMESTAMP | tp::DATETIME | tp::DATE) && upper.starts_with("CURRENT_TIMESTAMP")
+}
+
+fn default(out: &mut String, info: &ColumnInfo, target: &Target) -> Result<(), Impossible> {
+    let kind = &info.field_type;
+    if kind.has(flag::AUTO_INCREMENT) {
+        return Ok(());
+    }
+    if kind.tp == tp::BIT
+        && let Some(bits) = &info.default_bit
+    {
+        out.push_str(" DEFAULT b'");
+        let value = bits.iter().fold(0_u64, |value, byte| (value << 8) | u64::from(*byte));
+        let _ = write!(out, "{value:b}'");
+        return Ok(());
+    }
+    let Some(literal) = &info.default else {
+        if !info.not_null() && !kind.has(flag::NO_DEFAULT) {
+            out.push_str(" DEFAULT NULL");
+        }
+        return Ok(());
+    };
+    let text = literal.text();
+    if is_now(info) {
+        out.push_str(" DEFAULT CURRENT_TIMESTAMP");
+        fraction(out, info);
+    } else if info.default_is_expr {
+        let lower = text.to_ascii_lowercase();
+        if lower.contains("nextval(") && !target.is_mariadb() {
+            return Err(Impossible(format!("column {} takes its default from a sequence", info.name())));
+        }
+        let _ = write!(out, " DEFAULT ({text})");
+    } else {
+        // MySQL takes a literal default of these types as an expression only.
+        let large = matches!(kind.tp, tp::JSON | tp::TINY_BLOB | tp::MEDIUM_BLOB | tp::LONG_BLOB | tp::BLOB);
+        out.push_str(if large && !target.is_mariadb() { " DEFAULT (" } else { " DEFAULT " });
+        string(out, &text);
+        out.push_str(if large && !target.is_mariadb() { ")" } else { "" });
+    }
+    Ok(())
+}
+
+/// An index, unless it is one that MariaDB cannot have and that has no effect on rows.
+pub(super) fn key(table: &TableInfo, index: &IndexInfo, target: &Target) -> Result<Option<String>, Impossible> {
+    let mut parts = Vec::new();
+    for part in &*index.idx_cols {
+        let info = table.cols.get(part.offset).ok_or_else(|| {
+            Impossible(format!("index {} names column {} that is not there", index.idx_name, part.offset))
+        })?;
+        if info.hidden {
+            if target.is_mariadb() {
+                if index.is_unique {
+                    return Err(Impossible(format!(
+                        "MariaDB has no unique index on an expression ({})",
+                        index.idx_name
+                    )));
+                }
+                return Ok(None);
+            }
+            parts.push(format!("({})", info.generated_expr_string));
+        } else if part.length > 0 {
+            parts.push(format!("{}({})", quoted(info.name()), part.length));
+        } else {
+            parts.push(quoted(info.name()));
+        }
+    }
+    let parts = parts.join(", ");
+    let mut out = match (index.is_primary, index.is_unique) {
+        (true, _) => format!("PRIMARY KEY ({parts})"),
+        (false, true) => format!("UNIQUE KEY {} ({parts})", quoted(index.idx_name.as_str())),
+        (false, false) => format!("KEY {} ({parts})", quoted(index.idx_name.as_str())),
+    };
+    if !index.comment.is_empty() {
+        out.push_str(" COMMENT ");
+        string(&mut out, &index.comment);
+    }
+    if index.is_invisible {
+        out.push_str(if target.is_mariadb() { " IGNORED" } else { " INVISIBLE" });
+    }
+    Ok(Some(out))
+}
+
+/// A foreign key as in TiDB's JSON.
+#[derive(Debug, Deserialize)]
+pub(super) struct ForeignKey {
+    pub(super) id: i64,
+    #[serde(rename = "fk_name")]
+    name: Name,
+    #[serde(default)]
+    ref_schema: Name,
+    ref_table: Name,
+    ref_cols: Vec<Name>,
+    cols: Vec<Name>,
+    #[serde(default)]
+    on_delete: u8,
+    #[serde(default)]
+    on_update: u8,
+}
+
+impl ForeignKey {
+    pub(super) fn render(&self, database: &str) -> String {
+        let names = |names: &[Name]| names.iter().map(|name| quoted(name.as_str())).collect::<Vec<_>>().join(", ");
+        let schema = self.ref_schema.as_str();
+        let mut out = format!(
+            "CONSTRAINT {} FOREIGN KEY ({}) REFERENCES {} ({})",
+            quoted(self.name.as_str()),
+            names(&self.cols),
+            table_name(if schema.is_empty() { database } else { schema }, self.ref_table.as_str()),
+            names(&self.ref_cols)
+        );
+        for (event, action) in [("DELETE", self.on_delete), ("UPDATE", self.on_update)] {
+            let action = match action {
+                1 => "RESTRICT",
+                2 => "CASCADE",
+                3 => "SET NULL",
+                4 => "NO ACTION",
+                5 => "SET DEFAULT",
+                _ => continue,
+            };
+            let _ = write!(out, " ON {event} {action}");
+        }
+        out
+    }
+}
+
+pub(super) fn foreign_keys(table: &TableInfo) -> Result<Vec<ForeignKey>, Impossible> {
+    let parsed = table.fk_info.parse::<Option<Vec<ForeignKey>>>();
+    Ok(parsed.map_err(|error| Impossible(format!("its foreign keys cannot be read: {error}")))?.unwrap_or_default())
+}
+
+/// A CHECK constraint as in TiDB's JSON.
+#[derive(Debug, Deserialize)]
+pub(super) struct Check {
+    #[serde(rename = "constraint_name")]
+    name: Name,
+    #[serde(rename = "expr_string")]
+    expression: String,
+    #[serde(default)]
+    enforced: bool,
+    #[serde(default)]
+    state: u8,
+}
+
+impl Check {
+    fn render(&self) -> String {
+        format!("CONSTRAINT {} CHECK ({})", quoted(self.name.as_str()), self.expression)
+    }
+}
+
+fn checks(table: &TableInfo) -> Result<Vec<Check>, Impossible> {
+    const PUBLIC: u8 = 5;
+    let parsed = table.constraint_info.parse::<Option<Vec<Check>>>();
+    let mut checks =
+        parsed.map_err(|error| Impossible(format!("its CHECK constraints cannot be read: {error}")))?.unwrap_or_default();
+    checks.retain(|check| check.enforced && check.state == PUBLIC);
+    Ok(checks)
+}
+
+fn partition_by(out: &mut String, info: &PartitionInfo) -> Result<(), Impossible> {
+    let columns = || info.columns.iter().map(|name| quoted(name.as_str())).collect::<Vec<_>>().join(", ");
+    let by_columns = !info.columns.is_empty();
+    let rule = match info.kind {
+        PartitionKind::Range if by_columns => format!("RANGE COLUMNS({})", columns()),
+        PartitionKind::Range => format!("RANGE ({})", info.expr),
+        PartitionKind::List if by_columns => format!("LIST COLUMNS({})", columns()),
+        PartitionKind::List => format!("LIST ({})", info.expr),
+        PartitionKind::Hash => format!("HASH ({})", info.expr),
+        PartitionKind::Key => format!("KEY ({})", columns()),
+        PartitionKind::None | PartitionKind::SystemTime | PartitionKind::Other(_) => {
+            return Err(Impossible(format!("partitions of kind {} are not known", u32::from(info.kind))));
+        }
+    };
+    let _ = write!(out, "PARTITION BY {rule}");
+    if matches!(info.kind, PartitionKind::Hash | PartitionKind::Key) {
+        // Names tell later statements (TRUNCATE PARTITION p1) which one they mean.
+        let names: Vec<String> =
+            info.definitions.iter().map(|definition| format!("PARTITION {}", quoted(definition.name.as_str()))).collect();
+        let _ = write!(out, " ({})", names.join(", "));
+        return Ok(());
+    }
+    out.push_str(" (");
+    for (index, definition) in info.definitions.iter().enumerate() {
+        out.push_str(if index > 0 { ", PARTITION " } else { "PARTITION " });
+        identifier(out, definition.name.as_str());
+        if info.kind == PartitionKind::Range {
+            let _ = write!(out, " VALUES LESS THAN ({})", definition.less_than.join(", "));
+        } else {
+            list_values(out, &definition.in_values.iter().map(|tuple| tuple.to_vec()).collect::<Vec<_>>());
+        }
+        if !definition.comment.is_empty() {
+            out.push_str(" COMMENT ");
+            string(out, &definition.comment);
+        }
+    }
+    out.push(')');
+    Ok(())
+}
+
+fn list_values(out: &mut String, tuples: &[Vec<String>]) {
+    // TiDB keeps the default partition of a list as the word or as no value at all.
+    if tuples.is_empty() || tuples.iter().any(|tuple| tuple.len() == 1 && tuple[0].eq_ignore_ascii_case("default")) {
+        out.push_str(" DEFAULT");
+        return;
+    }
+    let values: Vec<String> = tuples
+        .iter()
+        .map(|tuple| if let [value] = tuple.as_slice() { value.clone() } else { format!("({})", tuple.join(", ")) })
+        .collect();
+    let _ = write!(out, " VALUES IN ({})", values.join(", "));
+}
