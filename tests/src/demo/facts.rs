@@ -29,11 +29,12 @@ pub(super) async fn position(service: &Service) -> Option<u64> {
         .find_map(|place| status.pointer(place)?.as_u64())
 }
 
-fn stages(running: &Running) -> Vec<(&str, &Service)> {
-    let pumps = running.pumps.iter().map(|(service, _)| ("pump watermark", service));
+fn stages(running: &Running) -> Vec<(String, &Service)> {
+    let pumps =
+        running.pumps.iter().enumerate().map(|(n, (service, _))| (format!("pump-{n} watermark"), service));
     let rest =
         [("in Kafka", &running.drainer.0), ("applied", &running.apply.0), ("exported", &running.export.0)];
-    pumps.chain(rest).collect()
+    pumps.chain(rest.map(|(stage, service)| (stage.to_owned(), service))).collect()
 }
 
 /// The stages' lags in one line, pumps left out.
@@ -58,11 +59,7 @@ pub(super) async fn lags(site: &Site, running: &Running) -> Result<Vec<Vec<Strin
     for (stage, service) in stages(running) {
         let at = position(service).await.with_context(|| format!("{} tells no position", service.admin))?;
         let now = pd::timestamp(site.pd()).await?;
-        rows.push(vec![
-            stage.to_owned(),
-            format!("{:.2}", pd::seconds_between(at, now).max(0.0)),
-            "s".into(),
-        ]);
+        rows.push(vec![stage, format!("{:.2}", pd::seconds_between(at, now).max(0.0)), "s".into()]);
     }
     Ok(rows)
 }
@@ -151,7 +148,7 @@ pub(super) fn exported(folder: &Path) -> Result<Vec<Vec<String>>> {
         lines.push(vec![format!("… and {} more files of rows", rows.len() - SHOWN)]);
     }
     let definitions = rest.iter().filter(|file| is_definition(file)).count();
-    lines.push(vec![format!("with {definitions} table definitions, the DDL, and manifest.jsonl with checksums and commit_ts ranges")]);
+    lines.push(vec![format!("and {definitions} table definitions, the DDL, manifest.jsonl")]);
     Ok(lines)
 }
 
