@@ -223,7 +223,9 @@ impl Validate for Config {
             if self.advertise_addr.is_empty() { self.listen_addr() } else { self.advertise_addr.clone() };
         let host = host_port("advertise-addr", without_scheme(&advertised))?;
         if host.is_empty() || host == "0.0.0.0" || host == "[::]" {
-            let reason = format!("`{advertised}` cannot be dialled by others; set a host name or address of this machine");
+            let reason = format!(
+                "`{advertised}` cannot be dialled by others; set a host name or address of this machine"
+            );
             return Err(Invalid::new("advertise-addr", reason));
         }
         if self.pd_urls().is_empty() {
@@ -265,7 +267,7 @@ impl Validate for Config {
         if self.receive_budget.as_u64() > u64::from(u32::MAX) {
             return Err(Invalid::new("receive-budget", "must be below 4GiB"));
         }
-        if !(self.storage.slow_write_threshold > 0.0) {
+        if self.storage.slow_write_threshold.is_nan() || self.storage.slow_write_threshold <= 0.0 {
             return Err(Invalid::new("storage.slow_write_threshold", "must be greater than zero"));
         }
         self.security.validate()?;
@@ -298,7 +300,12 @@ fn default_addr() -> String {
 
 /// The command line. Go's single-dash forms (`-pd-urls`, `-addr=…`) work too.
 #[derive(Debug, Parser)]
-#[command(name = "pump", version, about = "Receives, stores and serves the binlogs of TiDB.", disable_version_flag = true)]
+#[command(
+    name = "pump",
+    version,
+    about = "Receives, stores and serves the binlogs of TiDB.",
+    disable_version_flag = true
+)]
 pub struct Flags {
     /// TOML file.
     #[arg(long, env = "PUMP_CONFIG", value_name = "FILE")]
@@ -409,7 +416,8 @@ mod tests {
     use super::*;
 
     fn flags(arguments: &[&str]) -> Result<Config, ConfigError> {
-        Flags::from_command_line(std::iter::once("pump").chain(arguments.iter().copied()).map(OsString::from)).resolve()
+        Flags::from_command_line(std::iter::once("pump").chain(arguments.iter().copied()).map(OsString::from))
+            .resolve()
     }
 
     #[test]
@@ -437,7 +445,9 @@ mod tests {
             "#,
         )
         .unwrap();
-        let config = flags(&["-config", file.to_str().unwrap(), "-data-dir=/from/flag", "-gc", "8h", "-L", "warn"]).unwrap();
+        let config =
+            flags(&["-config", file.to_str().unwrap(), "-data-dir=/from/flag", "-gc", "8h", "-L", "warn"])
+                .unwrap();
         assert_eq!(config.data_dir, PathBuf::from("/from/flag"));
         assert_eq!(config.gc, HumanDuration::from_secs(8 * 3600));
         assert_eq!(config.heartbeat_interval, HumanDuration::from_secs(4));
@@ -446,7 +456,13 @@ mod tests {
         assert_eq!(config.storage.kv.compaction_l0_trigger, 9);
         assert_eq!(config.log_level, "warn");
         assert_eq!(config.ignored().len(), 2);
-        assert_eq!(flags(&["-addr", "h:1", "-max-message-size", "9223372032660586496"]).unwrap().max_message_size.as_u64(), GRPC_CEILING);
+        assert_eq!(
+            flags(&["-addr", "h:1", "-max-message-size", "9223372032660586496"])
+                .unwrap()
+                .max_message_size
+                .as_u64(),
+            GRPC_CEILING
+        );
     }
 
     #[test]

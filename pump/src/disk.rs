@@ -93,7 +93,8 @@ impl Disk {
                     info!(available, limit = self.soft, "space is available again");
                 }
             }
-            let state = if short { Err(format!("{available} bytes free, limit {}", self.soft)) } else { Ok(()) };
+            let state =
+                if short { Err(format!("{available} bytes free, limit {}", self.soft)) } else { Ok(()) };
             health.set("disk", state);
             if shutdown.unless(tokio::time::sleep(POLL)).await.is_none() {
                 return Ok(());

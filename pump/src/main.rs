@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use node::shutdown::Shutdown;
 use node::telemetry::Telemetry;
 use pump::config::{Config, Flags};
+use tokio::sync::oneshot;
 
 fn main() -> ExitCode {
     let config = match Flags::from_command_line(std::env::args_os()).resolve() {
@@ -15,15 +16,24 @@ fn main() -> ExitCode {
         Ok(telemetry) => telemetry,
         Err(error) => return fail(&error),
     };
-    match serve(config, telemetry) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&format!("{error:#}")),
-    }
+    serve(config, telemetry)
 }
 
+/// 0: ended as asked. 2: could not start. 1: broke later.
 #[tokio::main]
-async fn serve(config: Config, telemetry: Telemetry) -> anyhow::Result<()> {
-    pump::run(config, telemetry, Shutdown::on_signals()?).await
+async fn serve(config: Config, telemetry: Telemetry) -> ExitCode {
+    let shutdown = match Shutdown::on_signals() {
+        Ok(shutdown) => shutdown,
+        Err(error) => return fail(&error),
+    };
+    let (started, mut running) = oneshot::channel();
+    match pump::run_with(config, telemetry, shutdown, started).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let code = fail(&format!("{error:#}"));
+            if running.try_recv().is_ok() { ExitCode::FAILURE } else { code }
+        }
+    }
 }
 
 fn fail(error: &dyn std::fmt::Display) -> ExitCode {

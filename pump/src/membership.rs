@@ -162,7 +162,10 @@ impl Membership {
                     continue;
                 }
                 if !drainer.is_alive(now) {
-                    warn!(drainer = drainer.id(), "a drainer is registered as online but dead, not waited for");
+                    warn!(
+                        drainer = drainer.id(),
+                        "a drainer is registered as online but dead, not waited for"
+                    );
                     continue;
                 }
                 match self.notify(drainer.host()).await {
@@ -225,7 +228,10 @@ impl Membership {
         }
         let pending = self.progress.snapshot().pending;
         if pending > 0 {
-            info!(pending, "some transactions are still open; TiKV will be asked about them at the next start");
+            info!(
+                pending,
+                "some transactions are still open; TiKV will be asked about them at the next start"
+            );
         }
         self.state.set(State::Paused);
         self.publish_once(State::Paused).await;
@@ -284,7 +290,9 @@ impl Membership {
             .iter()
             .filter_map(|drainer| drainer.record.as_ref())
             .filter(|record| record.state != NodeState::Offline && record.max_commit_ts < last)
-            .map(|record| format!("drainer {} at {} (the last commit is {last})", record.node_id, record.max_commit_ts))
+            .map(|record| {
+                format!("drainer {} at {} (the last commit is {last})", record.node_id, record.max_commit_ts)
+            })
             .collect();
         (!behind.is_empty()).then(|| behind.join(", "))
     }
@@ -319,8 +327,11 @@ impl Membership {
 
     async fn record_of(&self, state: State) -> NodeRecord {
         // Of a pump that left, drainers ask what it has had, not how far it was complete.
-        let max_commit_ts =
-            if state == State::Offline { self.last_commit().await } else { CommitTs(self.progress.watermark()) };
+        let max_commit_ts = if state == State::Offline {
+            self.last_commit().await
+        } else {
+            CommitTs(self.progress.watermark())
+        };
         self.record(state.registered(), max_commit_ts)
     }
 

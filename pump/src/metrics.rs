@@ -8,27 +8,65 @@ use tidb::ts::Tso;
 /// Registers descriptions. Once per process is enough; more does no harm.
 pub fn describe() {
     use metrics::Unit::{Bytes, Count, Seconds};
-    describe_histogram!("binlog_pump_rpc_duration_seconds", Seconds, "duration of calls by method and label succ or fail");
-    describe_counter!("binlog_pump_loss_binlog_count", Count, "WriteBinlog calls that failed, a wrong cluster id aside");
+    describe_histogram!(
+        "binlog_pump_rpc_duration_seconds",
+        Seconds,
+        "duration of calls by method and label succ or fail"
+    );
+    describe_counter!(
+        "binlog_pump_loss_binlog_count",
+        Count,
+        "WriteBinlog calls that failed, a wrong cluster id aside"
+    );
     describe_gauge!("binlog_pump_storage_max_commit_ts", "watermark, Unix milliseconds by PD");
-    describe_gauge!("binlog_pump_storage_gc_ts", "transactions up to here may be deleted, Unix milliseconds by PD");
-    describe_gauge!("binlog_pump_storage_done_gc_ts", "transactions up to here are deleted, Unix milliseconds by PD");
+    describe_gauge!(
+        "binlog_pump_storage_gc_ts",
+        "transactions up to here may be deleted, Unix milliseconds by PD"
+    );
+    describe_gauge!(
+        "binlog_pump_storage_done_gc_ts",
+        "transactions up to here are deleted, Unix milliseconds by PD"
+    );
     describe_counter!("binlog_pump_storage_deleted_kv_total", Count, "records deleted");
-    describe_gauge!("binlog_pump_storage_storage_size_bytes", Bytes, "the data volume by type capacity or available");
+    describe_gauge!(
+        "binlog_pump_storage_storage_size_bytes",
+        Bytes,
+        "the data volume by type capacity or available"
+    );
     describe_counter!("binlog_pump_storage_query_tikv_count", Count, "questions put to TiKV");
     describe_counter!("binlog_pump_storage_error_count", Count, "errors by type");
     describe_histogram!("binlog_pump_storage_write_binlog_size", Bytes, "bytes by label single or batch");
-    describe_histogram!("binlog_pump_storage_write_binlog_duration_time", Seconds, "seconds by label single or batch");
+    describe_histogram!(
+        "binlog_pump_storage_write_binlog_duration_time",
+        Seconds,
+        "seconds by label single or batch"
+    );
     describe_gauge!("pump_watermark_lag_seconds", Seconds, "PD's newest timestamp less the watermark");
     describe_gauge!("pump_pending_prewrites", Count, "prewrites whose transaction is undecided");
     describe_gauge!("pump_receive_budget_used_bytes", Bytes, "binlogs received and not yet durable");
-    describe_counter!("pump_late_copies_total", Count, "second copies of prewrites that another pump had taken before");
-    describe_counter!("pump_commits_without_prewrite_total", Count, "commit binlogs of transactions that are not here");
+    describe_counter!(
+        "pump_late_copies_total",
+        Count,
+        "second copies of prewrites that another pump had taken before"
+    );
+    describe_counter!(
+        "pump_commits_without_prewrite_total",
+        Count,
+        "commit binlogs of transactions that are not here"
+    );
     describe_counter!("pump_repeated_binlogs_total", Count, "binlogs that were stored before, by type");
     describe_counter!("pump_gaps_total", Count, "transactions declared undeliverable");
-    describe_counter!("pump_resolver_verdicts_total", Count, "TiKV's answers about open prewrites, by verdict");
+    describe_counter!(
+        "pump_resolver_verdicts_total",
+        Count,
+        "TiKV's answers about open prewrites, by verdict"
+    );
     describe_counter!("pump_resolver_failures_total", Count, "questions to TiKV that failed, by reason");
-    describe_gauge!("pump_unpushable_locks", Count, "open prewrites whose lock TiKV cannot push: they hold the watermark");
+    describe_gauge!(
+        "pump_unpushable_locks",
+        Count,
+        "open prewrites whose lock TiKV cannot push: they hold the watermark"
+    );
     describe_gauge!("pump_pullers", Count, "open pull streams by protocol");
     describe_counter!("pump_pulled_bytes_total", Bytes, "payload sent to drainers by protocol");
     describe_counter!("pump_pulled_transactions_total", Count, "transactions sent to drainers by protocol");
@@ -42,7 +80,8 @@ fn outcome(ok: bool) -> &'static str {
 }
 
 pub(crate) fn rpc(method: &'static str, took: Duration, ok: bool) {
-    histogram!("binlog_pump_rpc_duration_seconds", "method" => method, "label" => outcome(ok)).record(took.as_secs_f64());
+    histogram!("binlog_pump_rpc_duration_seconds", "method" => method, "label" => outcome(ok))
+        .record(took.as_secs_f64());
 }
 
 pub(crate) fn refused() {
@@ -52,13 +91,15 @@ pub(crate) fn refused() {
 
 pub(crate) fn binlog_written(bytes: usize, took: Duration) {
     histogram!("binlog_pump_storage_write_binlog_size", "label" => "single").record(bytes as f64);
-    histogram!("binlog_pump_storage_write_binlog_duration_time", "label" => "single").record(took.as_secs_f64());
+    histogram!("binlog_pump_storage_write_binlog_duration_time", "label" => "single")
+        .record(took.as_secs_f64());
 }
 
 pub(crate) fn group_written(records: usize, bytes: usize, took: Duration, ok: bool) {
     histogram!("pump_group_records").record(records as f64);
     histogram!("binlog_pump_storage_write_binlog_size", "label" => "batch").record(bytes as f64);
-    histogram!("binlog_pump_storage_write_binlog_duration_time", "label" => "batch").record(took.as_secs_f64());
+    histogram!("binlog_pump_storage_write_binlog_duration_time", "label" => "batch")
+        .record(took.as_secs_f64());
     if !ok {
         counter!("binlog_pump_storage_error_count", "type" => "write_binlog_batch").increment(1);
     }

@@ -23,6 +23,7 @@ use crate::config::Config;
 use crate::disk::Disk;
 use crate::housekeeping::Housekeeping;
 use crate::membership::Membership;
+use crate::metrics;
 use crate::progress::Progress;
 use crate::readers::Readers;
 use crate::resolver::{Forgotten, Hints, Resolver, Tikv};
@@ -32,7 +33,6 @@ use crate::state::StateCell;
 use crate::status::StatusPage;
 use crate::store;
 use crate::writer::Writer;
-use crate::metrics;
 
 /// How long everything may take to end once it was asked to.
 const DRAIN: Duration = Duration::from_secs(15);
@@ -142,7 +142,8 @@ async fn start(
 
     let group_bytes = usize::try_from(config.storage.group_commit_size.as_u64())?;
     let slow = Duration::try_from_secs_f64(config.storage.slow_write_threshold)?;
-    let (writer, handle) = Writer::new(appender, reader.clone(), progress.clone(), &recovered, group_bytes, slow);
+    let (writer, handle) =
+        Writer::new(appender, reader.clone(), progress.clone(), &recovered, group_bytes, slow);
     // Holds the directory's lock until the last write is made.
     let lock = data_dir.clone();
     tasks.spawn_blocking("writer", move || {

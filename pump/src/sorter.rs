@@ -278,7 +278,8 @@ mod tests {
                 }
                 Op::TakeCommit(i) => {
                     let Some(i) = pick(i, &self.txns) else { return };
-                    if self.txns[i].acknowledged && !self.txns[i].rolled_back && self.txns[i].commit.is_none() {
+                    if self.txns[i].acknowledged && !self.txns[i].rolled_back && self.txns[i].commit.is_none()
+                    {
                         self.txns[i].commit = Some(self.timestamp());
                     }
                 }
@@ -291,7 +292,11 @@ mod tests {
                     }
                     match self.sorter.judge(StartTs::new(start), CommitTs::new(commit)) {
                         Judgement::Emit => {
-                            assert!(commit > self.published.get(), "{commit} appears at or below W {}", self.published);
+                            assert!(
+                                commit > self.published.get(),
+                                "{commit} appears at or below W {}",
+                                self.published
+                            );
                             self.emitted.push(commit);
                         }
                         Judgement::Late { floor } => {
@@ -332,7 +337,8 @@ mod tests {
                     }
                     self.unwritten.clear();
                     // The saved watermark is lazy: anything up to the published one, here the oldest possible.
-                    self.sorter = Sorter::recover(self.disk.iter().map(|(&s, &f)| (StartTs::new(s), f)), Tso::ZERO);
+                    self.sorter =
+                        Sorter::recover(self.disk.iter().map(|(&s, &f)| (StartTs::new(s), f)), Tso::ZERO);
                     let now = self.timestamp();
                     self.sorter.tick(Tso::new(now));
                     let floors: Vec<_> = self.disk.iter().map(|(&s, f)| (s, f.get())).collect();
@@ -394,7 +400,11 @@ mod tests {
     fn an_open_prewrite_holds_the_watermark_at_its_floor() {
         let mut sorter = Sorter::default();
         sorter.tick(Tso::new(10));
-        assert_eq!(sorter.prewrite(StartTs::new(7)), Tso::new(10), "the floor is the newest timestamp, not start_ts");
+        assert_eq!(
+            sorter.prewrite(StartTs::new(7)),
+            Tso::new(10),
+            "the floor is the newest timestamp, not start_ts"
+        );
         assert_eq!(sorter.tick(Tso::new(20)), Tso::new(10));
         assert_eq!(sorter.prewrite(StartTs::new(7)), Tso::new(10), "a repeated prewrite keeps its floor");
         assert_eq!(sorter.raise(StartTs::new(7), Tso::new(15)), Tso::new(15));

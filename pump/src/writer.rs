@@ -137,7 +137,11 @@ impl WriteHandle {
     ///
     /// # Errors
     /// The write contradicts what is stored, or the pump is going down.
-    pub async fn write(&self, write: Write, permit: Option<OwnedSemaphorePermit>) -> Result<Outcome, Refusal> {
+    pub async fn write(
+        &self,
+        write: Write,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Result<Outcome, Refusal> {
         let (answer, answered) = oneshot::channel();
         self.queue.send(Job { write, answer, _permit: permit }).await.map_err(|_| Refusal::Stopped)?;
         answered.await.unwrap_or(Err(Refusal::Stopped))
@@ -204,7 +208,12 @@ impl Writer {
             let took = began.elapsed();
             metrics::group_written(group.records.len(), group.bytes, took, result.is_ok());
             if took > self.slow {
-                warn!(seconds = took.as_secs_f64(), bytes = group.bytes, records = group.records.len(), "slow write");
+                warn!(
+                    seconds = took.as_secs_f64(),
+                    bytes = group.bytes,
+                    records = group.records.len(),
+                    "slow write"
+                );
             }
             result?;
         }
@@ -256,7 +265,9 @@ impl Decider {
     fn decide(&mut self, write: Write, group: &mut Group) -> Result<Result<Outcome, Refusal>, StoreError> {
         match write {
             Write::Prewrite { start_ts, payload } => self.prewrite(start_ts, payload, group),
-            Write::Commit { start_ts, commit_ts, payload } => self.commit(start_ts, commit_ts, payload, group),
+            Write::Commit { start_ts, commit_ts, payload } => {
+                self.commit(start_ts, commit_ts, payload, group)
+            }
             Write::RollbackSeen { start_ts } => Ok(Ok(self.rollback_seen(start_ts, group))),
             Write::Verdict { start_ts, verdict } => self.verdict(start_ts, verdict, group),
             Write::SaveWatermark => {
@@ -341,9 +352,13 @@ impl Decider {
         }
         match self.reader.dropped(start_ts)? {
             Some((Fate::LateCopy { commit_ts: known }, _)) if known == commit_ts => Ok(Ok(Outcome::Repeated)),
-            Some((Fate::RolledBack | Fate::Unknown, _)) => Ok(Ok(self.overrule(start_ts, commit_ts, payload, group))),
+            Some((Fate::RolledBack | Fate::Unknown, _)) => {
+                Ok(Ok(self.overrule(start_ts, commit_ts, payload, group)))
+            }
             Some((Fate::LateCopy { .. }, _)) => Ok(Err(self.contradicted(start_ts, commit_ts))),
-            None if self.reader.prewrite(start_ts)?.is_some() => Ok(Err(self.contradicted(start_ts, commit_ts))),
+            None if self.reader.prewrite(start_ts)?.is_some() => {
+                Ok(Err(self.contradicted(start_ts, commit_ts)))
+            }
             None => {
                 metrics::commit_without_prewrite();
                 warn!(%start_ts, %commit_ts, "commit binlog without a prewrite here, nothing to emit");
@@ -359,7 +374,13 @@ impl Decider {
 
     /// TiKV's word was "rolled back", and now TiDB says that it committed. The prewrite is still stored: if its place is
     /// still ahead of the stream it is emitted, otherwise the loss is declared.
-    fn overrule(&mut self, start_ts: StartTs, commit_ts: CommitTs, payload: Bytes, group: &mut Group) -> Outcome {
+    fn overrule(
+        &mut self,
+        start_ts: StartTs,
+        commit_ts: CommitTs,
+        payload: Bytes,
+        group: &mut Group,
+    ) -> Outcome {
         // Open again, so that the watermark cannot pass it until it is durable.
         let floor = self.progress.prewrite(start_ts);
         if commit_ts.0 > floor {
@@ -367,7 +388,9 @@ impl Decider {
             group.settle(start_ts, Some(commit_ts), Record::Commit { start_ts, commit_ts, payload });
             return Outcome::Stored;
         }
-        let cause = format!("committed at {commit_ts} although TiKV had called it rolled back; the stream is past it");
+        let cause = format!(
+            "committed at {commit_ts} although TiKV had called it rolled back; the stream is past it"
+        );
         error!(%start_ts, %commit_ts, cause, "transaction cannot be delivered any more, gap declared");
         metrics::gap();
         group.settle(start_ts, Some(commit_ts), Record::Gap { start_ts, at: commit_ts.0, cause });

@@ -1,5 +1,7 @@
 //! kill -9 under load: what was acknowledged is there, once, in order.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 mod site;
 
 use std::process::{Child, Command, Stdio};
@@ -39,7 +41,12 @@ impl Drop for Process {
 
 /// Runs transactions until the pump is gone. A prewrite without an answer counts as failed, as TiDB counts it; what was
 /// acknowledged commits in TiKV, whether or not its commit binlog arrives.
-async fn session(site: &Site, addr: std::net::SocketAddr, name: usize, committed: Arc<Mutex<Vec<(Txn, CommitTs)>>>) {
+async fn session(
+    site: &Site,
+    addr: std::net::SocketAddr,
+    name: usize,
+    committed: Arc<Mutex<Vec<(Txn, CommitTs)>>>,
+) {
     let tidb = Tidb::new(addr);
     for i in 0.. {
         let txn = Txn::begin(&site.cluster, format!("{name}/{i}"));
@@ -83,7 +90,8 @@ async fn acknowledged_binlogs_survive_kill_9() {
         // A drainer looks on; nothing that it saw may change.
         let mut drainer = Drainer::open(addr, before).await.unwrap();
         until("some transactions are done", || async { committed.lock().unwrap().len() >= target }).await;
-        drainer.reach(watermark.max(committed.lock().unwrap()[target / 2].1.0)).await;
+        let half = committed.lock().unwrap()[target / 2].1.0;
+        drainer.reach(watermark.max(half)).await;
         process.kill();
         soon("the sessions notice", sessions.join_all()).await;
         assert_eq!(drainer.commits()[..seen.len().min(drainer.received.len())], seen[..]);

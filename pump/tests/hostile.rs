@@ -1,5 +1,7 @@
 //! Peers that declare much and send little.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 mod site;
 
 use std::convert::Infallible;
@@ -19,7 +21,10 @@ impl hyper::body::Body for Stalled {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         match self.0.take() {
             Some(data) => Poll::Ready(Some(Ok(Frame::data(data)))),
             None => Poll::Pending,

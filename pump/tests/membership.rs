@@ -1,5 +1,7 @@
 //! Joining and leaving, as TiDB, drainers and operators see it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 mod site;
 
 use std::sync::Arc;
@@ -34,7 +36,8 @@ impl Cistern for Answer {
 
 impl FakeDrainer {
     async fn start(site: &Site, id: &str) -> Self {
-        let (asked, permits, shutdown) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)), Shutdown::new());
+        let (asked, permits, shutdown) =
+            (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)), Shutdown::new());
         let listener = node::serve::Listener::tcp("127.0.0.1:0").await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
         let service = CisternServer::new(Answer(asked.clone(), permits.clone()));
@@ -105,8 +108,10 @@ async fn signals_and_pause_leave_the_pump_paused() {
     until("registered", || async { state(&pump).await == NodeState::Online }).await;
     let record = pump.record().await.unwrap();
     assert_eq!((record.node_id.as_str(), record.host.clone()), ("p1", pump.at.addr.to_string()));
-    until("heartbeats tell progress", || async { pump.record().await.unwrap().max_commit_ts > record.max_commit_ts })
-        .await;
+    until("heartbeats tell progress", || async {
+        pump.record().await.unwrap().max_commit_ts > record.max_commit_ts
+    })
+    .await;
     let registry = site.registry.clone();
     pump.stop().await.unwrap();
     let entry = registry.get(NodeKind::Pump, "p1").await.unwrap().unwrap();
@@ -117,7 +122,10 @@ async fn signals_and_pause_leave_the_pump_paused() {
     assert_eq!(put_state(addr, "other", "pause").await["code"], 3);
     assert_eq!(put_state(addr, "p1", "explode").await["code"], 3);
     let accepted = put_state(addr, "p1", "pause").await;
-    assert_eq!(accepted, serde_json::json!({"message": "apply action pause success!", "code": 200, "data": null}));
+    assert_eq!(
+        accepted,
+        serde_json::json!({"message": "apply action pause success!", "code": 200, "data": null})
+    );
     soon("the pump ends", pump.task).await.unwrap().unwrap();
     let entry = registry.get(NodeKind::Pump, "p1").await.unwrap().unwrap();
     assert_eq!(entry.state(), Some(NodeState::Paused));

@@ -1,5 +1,7 @@
 //! The pump as TiDB and drainers meet it: real gRPC, a real etcd, stand-ins for PD and TiKV.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 mod site;
 
 use bytes::Bytes;
@@ -90,7 +92,8 @@ async fn both_protocols_bring_every_transaction_in_order() {
 
     let mut drainer = Drainer::open(pump.at.addr, before).await.unwrap();
     drainer.reach(end).await;
-    let ours: Vec<_> = drainer.received.iter().map(|t| (t.start_ts, t.commit_ts, t.prewrite_value.clone())).collect();
+    let ours: Vec<_> =
+        drainer.received.iter().map(|t| (t.start_ts, t.commit_ts, t.prewrite_value.clone())).collect();
     let wanted: Vec<_> = expected.iter().map(|(t, c)| (t.start_ts.get(), c.get(), t.value.clone())).collect();
     assert_eq!(ours, wanted);
 
@@ -174,7 +177,8 @@ async fn gzip_both_ways() {
     let pump = site.pump("p1").await;
     let before = site.cluster.tso();
     let mut tidb = pump.tidb();
-    tidb.client = tidb.client.send_compressed(CompressionEncoding::Gzip).accept_compressed(CompressionEncoding::Gzip);
+    tidb.client =
+        tidb.client.send_compressed(CompressionEncoding::Gzip).accept_compressed(CompressionEncoding::Gzip);
     let txn = Txn::begin(&site.cluster, vec![7; 3 << 20]);
     let commit_ts = txn.run(&site.cluster, &tidb).await;
     let pulled = pull_original(&mut tidb.client, before, commit_ts.0).await.unwrap();
@@ -224,7 +228,8 @@ async fn tikv_decides_what_tidb_left_open() {
     let end = cluster.tso();
     let mut drainer = Drainer::open(pump.at.addr, before).await.unwrap();
     drainer.reach(end).await;
-    let expected = [(lost_commit.start_ts.get(), lost_at.get()), (undetermined.start_ts.get(), undetermined_at.get())];
+    let expected =
+        [(lost_commit.start_ts.get(), lost_at.get()), (undetermined.start_ts.get(), undetermined_at.get())];
     assert_eq!(drainer.commits(), expected);
     // By the original protocol too; such commits have no key of their own.
     let pulled = pull_original(&mut pump.tidb().client, before, end).await.unwrap();
@@ -259,10 +264,10 @@ async fn open_transactions_do_not_hold_the_stream_and_are_not_killed() {
     tidb.write(&slow.commit(slow_at)).await.unwrap();
     let slower_at = slower.run(cluster, &tidb).await;
     drainer.reach(slower_at.0).await;
-    assert_eq!(drainer.commits(), [
-        (slow.start_ts.get(), slow_at.get()),
-        (slower.start_ts.get(), slower_at.get())
-    ]);
+    assert_eq!(
+        drainer.commits(),
+        [(slow.start_ts.get(), slow_at.get()), (slower.start_ts.get(), slower_at.get())]
+    );
     assert_eq!(cluster.aborted(), 0);
     pump.stop().await.unwrap();
 }
@@ -347,7 +352,10 @@ async fn a_restart_goes_on_where_it_was() {
     let mut drainer = Drainer::open(pump.at.addr, before).await.unwrap();
     drainer.reach(cluster.tso()).await;
     assert!(drainer.watermark >= watermark);
-    assert_eq!(drainer.commits(), [(done.start_ts.get(), done_at.get()), (open.start_ts.get(), open_at.get())]);
+    assert_eq!(
+        drainer.commits(),
+        [(done.start_ts.get(), done_at.get()), (open.start_ts.get(), open_at.get())]
+    );
     pump.stop().await.unwrap();
 }
 
@@ -424,7 +432,8 @@ async fn what_tikv_may_have_forgotten_is_a_declared_gap() {
     cluster.update_safe_point("sluice-pump-p1", 0, 0);
     cluster.update_safe_point("gc_worker", i64::MAX, cluster.tso().get());
     let pump = site.pump("p1").await;
-    until("the gap is declared", || async { admin_status(&pump).await["gaps"][0]["start_ts"].is_u64() }).await;
+    until("the gap is declared", || async { admin_status(&pump).await["gaps"][0]["start_ts"].is_u64() })
+        .await;
     let status = admin_status(&pump).await;
     assert_eq!(status["gaps"][0]["start_ts"].as_u64(), Some(txn.start_ts.get()));
     // The stream goes on.

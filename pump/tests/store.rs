@@ -1,5 +1,7 @@
 //! The store against a model, through crashes, collection and damage.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -22,24 +24,43 @@ fn open(dir: &Path) -> Result<Open, StoreError> {
     Ok(Open { appender, reader, collector, recovered })
 }
 
-/// What kill -9 leaves: the files as the kernel has them at this moment.
+/// What kill -9 leaves: the files as the kernel has them at one moment. RocksDB compacts in the background: what changed
+/// while it was copied is copied again.
 fn copy(from: &Path) -> TempDir {
-    let to = tempfile::tempdir().unwrap();
-    copy_into(from, to.path());
-    to
-}
-
-fn copy_into(from: &Path, to: &Path) {
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            std::fs::create_dir(&target).unwrap();
-            copy_into(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
+    loop {
+        let to = tempfile::tempdir().unwrap();
+        let before = listing(from);
+        match copy_into(from, to.path()) {
+            Ok(()) if before.is_some() && before == listing(from) => return to,
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => panic!("{error}"),
         }
     }
+}
+
+/// Names and lengths; `None` if a file vanished meanwhile.
+fn listing(dir: &Path) -> Option<BTreeMap<PathBuf, u64>> {
+    let mut listing = BTreeMap::new();
+    for entry in std::fs::read_dir(dir.join("store")).unwrap() {
+        let path = entry.unwrap().path();
+        listing.insert(path.clone(), std::fs::metadata(path).ok()?.len());
+    }
+    Some(listing)
+}
+
+fn copy_into(from: &Path, to: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            std::fs::create_dir(&target)?;
+            copy_into(&entry.path(), &target)?;
+        } else {
+            std::fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
 }
 
 fn logs(dir: &Path) -> Vec<PathBuf> {
@@ -61,7 +82,11 @@ fn prewrite(start: u64, floor: u64, payload: &[u8]) -> Record {
 }
 
 fn commit(start: u64, commit: u64) -> Record {
-    Record::Commit { start_ts: StartTs::new(start), commit_ts: CommitTs::new(commit), payload: Bytes::from_static(b"c") }
+    Record::Commit {
+        start_ts: StartTs::new(start),
+        commit_ts: CommitTs::new(commit),
+        payload: Bytes::from_static(b"c"),
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -132,7 +157,7 @@ impl Model {
             prop_assert!(store.reader.dropped(StartTs::new(start)).unwrap().is_some());
         }
         for (&start, payload) in &self.payloads {
-            prop_assert_eq!(store.reader.prewrite(StartTs::new(start)).unwrap().as_ref(), Some(payload));
+            prop_assert_eq!(store.reader.prewrite(StartTs::new(start)).unwrap(), Some(payload.clone()));
         }
         prop_assert_eq!(store.reader.collected().get(), self.collected);
         Ok(())
@@ -158,87 +183,100 @@ proptest! {
 
     #[test]
     fn what_was_appended_is_there_whatever_happens(ops in prop::collection::vec(op(), 1..40)) {
-        let mut dir = tempfile::tempdir().unwrap();
-        let mut store = open(dir.path()).unwrap();
-        let mut model = Model::default();
-        for op in ops {
-            match op {
-                Op::Prewrites(sizes) => {
-                    let mut group = Vec::new();
-                    for size in sizes {
-                        let start = model.tick();
-                        let floor = start + u64::from(size % 3);
-                        let payload = vec![start as u8; size as usize];
-                        group.push(prewrite(start, floor, &payload));
-                        model.payloads.insert(start, payload.into());
-                        model.open.insert(start, (floor, false));
-                        model.clock = model.clock.max(floor);
-                    }
-                    store.appender.append(&group).unwrap();
+        run(ops)?;
+    }
+}
+
+fn run(ops: Vec<Op>) -> Result<(), TestCaseError> {
+    let mut dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path()).unwrap();
+    let mut model = Model::default();
+    for op in ops {
+        match op {
+            Op::Prewrites(sizes) => {
+                let mut group = Vec::new();
+                for size in sizes {
+                    let start = model.tick();
+                    let floor = start + u64::from(size % 3);
+                    let payload = vec![start as u8; size as usize];
+                    group.push(prewrite(start, floor, &payload));
+                    model.payloads.insert(start, payload.into());
+                    model.open.insert(start, (floor, false));
+                    model.clock = model.clock.max(floor);
                 }
-                Op::Settle(choices) => {
-                    let mut group = Vec::new();
-                    for (choice, committed) in choices {
-                        let Some(start) = model.pick(choice) else { break };
-                        let (floor, _) = model.open.remove(&start).unwrap();
-                        if committed {
-                            let at = model.tick();
-                            group.push(commit(start, at));
-                            model.committed.insert(at, start);
-                        } else {
-                            let (start_ts, floor) = (StartTs::new(start), Tso::new(floor));
-                            group.push(Record::Dropped { start_ts, fate: Fate::RolledBack, floor });
-                            model.dropped.insert(start);
-                        }
-                    }
-                    store.appender.append(&group).unwrap();
-                }
-                Op::Raise(choice) => {
-                    let Some(start) = model.pick(choice) else { continue };
-                    let floor = model.tick();
-                    model.open.insert(start, (floor, true));
-                    let (start_ts, floor) = (StartTs::new(start), Tso::new(floor));
-                    store.appender.append(&[Record::Floor { start_ts, floor, rollback_seen: true }]).unwrap();
-                }
-                Op::Collect(choice) => {
-                    // Up to some commit, and never past an open prewrite's floor.
-                    let Some(&upto) = model.committed.keys().nth(choice as usize % (model.committed.len() + 1)) else { continue };
-                    let upto = model.open.values().map(|&(floor, _)| floor).chain([upto]).min().unwrap();
-                    if upto <= model.collected { continue }
-                    model.collected = upto;
-                    store.appender.append(&[Record::Collected(Tso::new(upto))]).unwrap();
-                    while store.collector.clear().unwrap() > 0 {}
-                    for (_, start) in model.committed.extract_if(..=upto, |_, _| true) {
-                        model.payloads.remove(&start);
-                        prop_assert_eq!(store.reader.prewrite(StartTs::new(start)).unwrap(), None);
-                    }
-                    // Dropped ones go by their floor, which the model does not keep: whatever is gone must be old enough.
-                    let gone: Vec<_> = model.dropped.iter().copied()
-                        .filter(|&start| store.reader.dropped(StartTs::new(start)).unwrap().is_none())
-                        .collect();
-                    for start in gone {
-                        prop_assert!(start <= upto);
-                        model.dropped.remove(&start);
-                        model.payloads.remove(&start);
+                store.appender.append(&group).unwrap();
+            }
+            Op::Settle(choices) => {
+                let mut group = Vec::new();
+                for (choice, committed) in choices {
+                    let Some(start) = model.pick(choice) else { break };
+                    let (floor, _) = model.open.remove(&start).unwrap();
+                    if committed {
+                        let at = model.tick();
+                        group.push(commit(start, at));
+                        model.committed.insert(at, start);
+                    } else {
+                        let (start_ts, floor) = (StartTs::new(start), Tso::new(floor));
+                        group.push(Record::Dropped { start_ts, fate: Fate::RolledBack, floor });
+                        model.dropped.insert(start);
                     }
                 }
-                Op::Checkpoint => store.collector.checkpoint().unwrap(),
-                Op::Close => {
-                    drop(store);
-                    store = open(dir.path()).unwrap();
-                    model.check_recovered(&store)?;
+                store.appender.append(&group).unwrap();
+            }
+            Op::Raise(choice) => {
+                let Some(start) = model.pick(choice) else { continue };
+                let floor = model.tick();
+                model.open.insert(start, (floor, true));
+                let (start_ts, floor) = (StartTs::new(start), Tso::new(floor));
+                store.appender.append(&[Record::Floor { start_ts, floor, rollback_seen: true }]).unwrap();
+            }
+            Op::Collect(choice) => {
+                // Up to some commit, and never past an open prewrite's floor.
+                let Some(&upto) = model.committed.keys().nth(choice as usize % (model.committed.len() + 1))
+                else {
+                    continue;
+                };
+                let upto = model.open.values().map(|&(floor, _)| floor).chain([upto]).min().unwrap();
+                if upto <= model.collected {
+                    continue;
                 }
-                Op::Crash => {
-                    let after = copy(dir.path());
-                    drop(store);
-                    dir = after;
-                    store = open(dir.path()).unwrap();
-                    model.check_recovered(&store)?;
+                model.collected = upto;
+                store.appender.append(&[Record::Collected(Tso::new(upto))]).unwrap();
+                while store.collector.clear().unwrap() > 0 {}
+                for (_, start) in model.committed.extract_if(..=upto, |_, _| true) {
+                    model.payloads.remove(&start);
+                    prop_assert_eq!(store.reader.prewrite(StartTs::new(start)).unwrap(), None);
+                }
+                // Dropped ones go by their floor, which the model does not keep: whatever is gone must be old enough.
+                let gone: Vec<_> = model
+                    .dropped
+                    .iter()
+                    .copied()
+                    .filter(|&start| store.reader.dropped(StartTs::new(start)).unwrap().is_none())
+                    .collect();
+                for start in gone {
+                    prop_assert!(start <= upto);
+                    model.dropped.remove(&start);
+                    model.payloads.remove(&start);
                 }
             }
-            model.check(&store)?;
+            Op::Checkpoint => store.collector.checkpoint().unwrap(),
+            Op::Close => {
+                drop(store);
+                store = open(dir.path()).unwrap();
+                model.check_recovered(&store)?;
+            }
+            Op::Crash => {
+                let after = copy(dir.path());
+                drop(store);
+                dir = after;
+                store = open(dir.path()).unwrap();
+                model.check_recovered(&store)?;
+            }
         }
+        model.check(&store)?;
     }
+    Ok(())
 }
 
 /// A store with some groups, and its files as a crash leaves them.

@@ -146,7 +146,8 @@ impl Resolver {
     ) -> Self {
         let now = Instant::now();
         let watch = |rollback_seen| Watched { due: now, rollback_seen, failures: 0, unpushable: false };
-        let watched = recovered.pending.iter().map(|open| (open.start_ts, watch(open.rollback_seen))).collect();
+        let watched =
+            recovered.pending.iter().map(|open| (open.start_ts, watch(open.rollback_seen))).collect();
         Self { tikv, clock, progress, reader, writer, hints, forgotten, watched }
     }
 
@@ -233,9 +234,10 @@ impl Resolver {
                     Err(error) => Answer::Failed(error),
                 };
                 let written = match &answer {
-                    Answer::Verdict(_, verdict) => {
-                        writer.write(Write::Verdict { start_ts, verdict: verdict.clone() }, None).await.map(|_| ())
-                    }
+                    Answer::Verdict(_, verdict) => writer
+                        .write(Write::Verdict { start_ts, verdict: verdict.clone() }, None)
+                        .await
+                        .map(|_| ()),
                     Answer::Unpushable | Answer::Failed(_) => Ok(()),
                 };
                 (start_ts, answer, written)
@@ -247,7 +249,11 @@ impl Resolver {
             self.heed(start_ts, answer);
             match written {
                 // The writer said why, and whether the stream can go on without it.
-                Ok(()) | Err(crate::writer::Refusal::CommitDiffers { .. } | crate::writer::Refusal::PrewriteDiffers { .. }) => {}
+                Ok(())
+                | Err(
+                    crate::writer::Refusal::CommitDiffers { .. }
+                    | crate::writer::Refusal::PrewriteDiffers { .. },
+                ) => {}
                 Err(stopped @ crate::writer::Refusal::Stopped) => return Err(stopped.into()),
             }
         }
@@ -265,14 +271,16 @@ impl Resolver {
                 if !matches!(verdict, Verdict::Above(_)) {
                     info!(%start_ts, verdict = name, "open prewrite settled by TiKV's word");
                 }
-                *watched = Watched { due: Instant::now() + PATIENCE, failures: 0, unpushable: false, ..*watched };
+                *watched =
+                    Watched { due: Instant::now() + PATIENCE, failures: 0, unpushable: false, ..*watched };
             }
             Answer::Unpushable => {
                 metrics::verdict("unpushable");
                 if !watched.unpushable {
                     warn!(%start_ts, "open prewrite holds the watermark: its lock cannot be pushed, it has to expire");
                 }
-                *watched = Watched { due: Instant::now() + PATIENCE, failures: 0, unpushable: true, ..*watched };
+                *watched =
+                    Watched { due: Instant::now() + PATIENCE, failures: 0, unpushable: true, ..*watched };
             }
             Answer::Failed(error) => {
                 metrics::resolver_failed(error.name());
@@ -287,15 +295,17 @@ impl Resolver {
     }
 
     async fn primary_keys(&self, due: &[(StartTs, bool)]) -> anyhow::Result<Vec<bytes::Bytes>> {
-        let (reader, starts) = (self.reader.clone(), due.iter().map(|&(start_ts, _)| start_ts).collect::<Vec<_>>());
+        let (reader, starts) =
+            (self.reader.clone(), due.iter().map(|&(start_ts, _)| start_ts).collect::<Vec<_>>());
         tokio::task::spawn_blocking(move || {
             starts
                 .into_iter()
                 .map(|start_ts| {
                     // Open in the sorter means that it is being written or is written; not yet there: no key to ask for.
                     let payload = reader.prewrite(start_ts)?.unwrap_or_default();
-                    let binlog = Binlog::decode(payload)
-                        .map_err(|error| anyhow::anyhow!("stored prewrite {start_ts} does not decode: {error}"))?;
+                    let binlog = Binlog::decode(payload).map_err(|error| {
+                        anyhow::anyhow!("stored prewrite {start_ts} does not decode: {error}")
+                    })?;
                     Ok(binlog.prewrite_key.unwrap_or_default())
                 })
                 .collect()
@@ -325,7 +335,9 @@ fn judge(status: TxnStatus, start_ts: StartTs, now: Tso, rollback_seen: bool) ->
         TxnStatus::NotFound if rollback_seen => Answer::Verdict("rolled back", Verdict::RolledBack),
         TxnStatus::NotFound if expired => Answer::Verdict("expired", Verdict::RolledBack),
         TxnStatus::NotFound => Answer::Verdict("not found", Verdict::Above(now)),
-        TxnStatus::Locked { min_commit_ts } if min_commit_ts > now => Answer::Verdict("locked", Verdict::Above(now)),
+        TxnStatus::Locked { min_commit_ts } if min_commit_ts > now => {
+            Answer::Verdict("locked", Verdict::Above(now))
+        }
         TxnStatus::Locked { .. } => Answer::Unpushable,
     }
 }

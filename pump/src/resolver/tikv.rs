@@ -139,14 +139,15 @@ impl Tikv {
             };
             let mut client = TikvClient::new(self.store(&route.address)?);
             let call = tokio::time::timeout(CALL, client.kv_check_txn_status(request)).await;
-            let response = match call.unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("no answer in 3s"))) {
-                Ok(response) => response.into_inner(),
-                Err(status) => {
-                    // The store may be gone for good, its regions elsewhere.
-                    self.forget(&route);
-                    return Err(AskError::Call { address: route.address, status: Box::new(status) });
-                }
-            };
+            let response =
+                match call.unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("no answer in 3s"))) {
+                    Ok(response) => response.into_inner(),
+                    Err(status) => {
+                        // The store may be gone for good, its regions elsewhere.
+                        self.forget(&route);
+                        return Err(AskError::Call { address: route.address, status: Box::new(status) });
+                    }
+                };
             match &response.region_error {
                 None => return interpret(&response, now),
                 Some(error) => {

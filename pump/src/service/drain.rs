@@ -55,7 +55,10 @@ pub struct DrainService {
 impl Drain for DrainService {
     type PullStream = Pin<Box<dyn Stream<Item = Result<PullResponse, Status>> + Send>>;
 
-    async fn pull(&self, request: Request<Streaming<PullRequest>>) -> Result<Response<Self::PullStream>, Status> {
+    async fn pull(
+        &self,
+        request: Request<Streaming<PullRequest>>,
+    ) -> Result<Response<Self::PullStream>, Status> {
         let peer = request.extensions().get::<node::serve::Peer>().and_then(|peer| peer.address);
         let mut asks = request.into_inner();
         let open = match asks.next().await.transpose()?.and_then(|request| request.body) {
@@ -145,7 +148,9 @@ impl Feed {
                 self.service.clock.want(Tso::new(want.commit_ts));
                 Ok(())
             }
-            Some(Ok(PullRequest { body: Some(Ask::Open(_)) })) => Err(Status::invalid_argument("a second Open")),
+            Some(Ok(PullRequest { body: Some(Ask::Open(_)) })) => {
+                Err(Status::invalid_argument("a second Open"))
+            }
             // Nothing, or a message of a later version.
             Some(Ok(PullRequest { body: None })) => Ok(()),
             Some(Err(status)) => Err(status),
@@ -163,11 +168,12 @@ impl Feed {
             let scan = reader.scan(after, watermark, budget)?;
             Ok::<_, crate::store::StoreError>((scan, reader.collected()))
         });
-        let (scan, collected) = scan.await.map_err(|_| Status::aborted("reading was cut off"))?.map_err(|error| {
-            metrics::read_failed();
-            error!(%error, %after, "a pull stream ends: the store cannot be read");
-            Status::data_loss(error.to_string())
-        })?;
+        let (scan, collected) =
+            scan.await.map_err(|_| Status::aborted("reading was cut off"))?.map_err(|error| {
+                metrics::read_failed();
+                error!(%error, %after, "a pull stream ends: the store cannot be read");
+                Status::data_loss(error.to_string())
+            })?;
         if collected > after {
             let refusal = OutOfRange { requested: after.get(), oldest: collected.get() };
             self.ready.push_back(Body::OutOfRange(refusal));

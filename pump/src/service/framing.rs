@@ -122,7 +122,9 @@ fn unpack(
         message.extend_from_slice(&chunk[..count]);
         let length = message.len() as u64;
         if length > max {
-            return Err(Status::resource_exhausted(format!("grpc: received message larger than max ({length} vs. {max})")));
+            return Err(Status::resource_exhausted(format!(
+                "grpc: received message larger than max ({length} vs. {max})"
+            )));
         }
         let held = permit.num_permits();
         if message.len() > held && held < total as usize {

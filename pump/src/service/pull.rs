@@ -50,7 +50,10 @@ pub struct PullService {
 #[tonic::async_trait]
 impl Pump for PullService {
     /// The port routes `WriteBinlog` around this service (see `framing`); the meaning is the same.
-    async fn write_binlog(&self, request: Request<WriteBinlogReq>) -> Result<Response<WriteBinlogResp>, Status> {
+    async fn write_binlog(
+        &self,
+        request: Request<WriteBinlogReq>,
+    ) -> Result<Response<WriteBinlogResp>, Status> {
         let WriteBinlogReq { cluster_id, payload } = request.into_inner();
         self.intake.check_size(payload.len() as u64)?;
         let permit = self.intake.reserve(payload.len() as u64).await?;
@@ -64,19 +67,25 @@ impl Pump for PullService {
         &self,
         request: Request<PullBinlogReq>,
     ) -> Result<Response<Self::PullBinlogsStream>, Status> {
-        let gzip = request.metadata().get("grpc-encoding").is_some_and(|encoding| encoding.as_bytes() == b"gzip");
+        let gzip =
+            request.metadata().get("grpc-encoding").is_some_and(|encoding| encoding.as_bytes() == b"gzip");
         let peer = request.extensions().get::<node::serve::Peer>().and_then(|peer| peer.address);
         let request = request.into_inner();
         let ours = self.intake.cluster_id;
         if request.cluster_id != ours {
-            return Err(Status::unknown(format!("cluster ID are mismatch, {} vs {ours}", request.cluster_id)));
+            return Err(Status::unknown(format!(
+                "cluster ID are mismatch, {} vs {ours}",
+                request.cluster_id
+            )));
         }
         let mut after = Tso::from_i64(request.start_from.map_or(0, |pos| pos.offset));
         let collected = self.reader.collected();
         if after.is_zero() {
             after = collected;
         } else if after < collected {
-            let text = format!("position {after} was collected, the oldest is {collected}: transactions may be missing");
+            let text = format!(
+                "position {after} was collected, the oldest is {collected}: transactions may be missing"
+            );
             return Err(Status::out_of_range(text));
         }
         info!(?peer, %after, "drainer pulls by the original protocol");
@@ -114,7 +123,14 @@ impl Feed {
     fn new(service: PullService, after: Tso) -> Self {
         metrics::puller(PROTOCOL, true);
         let watermark = service.progress.subscribe();
-        Self { service, watermark, ready: VecDeque::new(), read: after, sent: after, fake_due: Instant::now() }
+        Self {
+            service,
+            watermark,
+            ready: VecDeque::new(),
+            read: after,
+            sent: after,
+            fake_due: Instant::now(),
+        }
     }
 
     async fn next(&mut self) -> Result<Option<PullBinlogResp>, Status> {
@@ -148,11 +164,12 @@ impl Feed {
             let scan = reader.scan(after, watermark, budget)?;
             Ok::<_, crate::store::StoreError>((scan, reader.collected()))
         });
-        let (scan, collected) = scan.await.map_err(|_| Status::aborted("reading was cut off"))?.map_err(|error| {
-            metrics::read_failed();
-            error!(%error, %after, "a pull stream ends: the store cannot be read");
-            Status::data_loss(error.to_string())
-        })?;
+        let (scan, collected) =
+            scan.await.map_err(|_| Status::aborted("reading was cut off"))?.map_err(|error| {
+                metrics::read_failed();
+                error!(%error, %after, "a pull stream ends: the store cannot be read");
+                Status::data_loss(error.to_string())
+            })?;
         if collected > after && !after.is_zero() {
             let text = format!("position {after} was collected while it was read, the oldest is {collected}");
             return Err(Status::out_of_range(text));

@@ -1,6 +1,7 @@
 //! What the pump's port answers: gRPC, and the original's few HTTP routes.
 
 use std::collections::BTreeMap;
+use std::future::{Ready, ready};
 use std::sync::Arc;
 
 use axum::extract::{Path, Request, State as Shared};
@@ -83,20 +84,22 @@ async fn write_binlog(Shared(intake): Shared<Arc<Intake>>, request: Request) -> 
 async fn take(intake: &Intake, request: Request) -> Result<(), Status> {
     let Received { message, permit } = framing::receive(intake, request).await?;
     let length = message.len();
-    let WriteBinlogReq { cluster_id, payload } = WriteBinlogReq::decode(message)
-        .map_err(|error| Status::internal(format!("WriteBinlogReq of {length} bytes does not decode: {error}")))?;
+    let WriteBinlogReq { cluster_id, payload } = WriteBinlogReq::decode(message).map_err(|error| {
+        Status::internal(format!("WriteBinlogReq of {length} bytes does not decode: {error}"))
+    })?;
     intake.write(cluster_id, payload, Some(permit)).await
 }
 
-async fn unknown(request: Request) -> Response {
-    let grpc = request.headers().get(header::CONTENT_TYPE).is_some_and(|value| {
-        value.as_bytes().starts_with(b"application/grpc")
-    });
-    if grpc {
+fn unknown(request: Request) -> Ready<Response> {
+    let grpc = request
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+    ready(if grpc {
         Status::unimplemented(format!("no such method: {}", request.uri().path())).into_http()
     } else {
         (StatusCode::NOT_FOUND, "404 page not found\n").into_response()
-    }
+    })
 }
 
 /// As the original spells it.
@@ -146,22 +149,29 @@ fn records(entries: Vec<Entry>) -> impl Iterator<Item = NodeRecord> {
 }
 
 /// Always HTTP 200: the original's tools look at the code inside only.
-async fn change_state(Shared(http): Shared<Http>, Path((node, action)): Path<(String, String)>) -> Json<Value> {
+fn change_state(
+    Shared(http): Shared<Http>,
+    Path((node, action)): Path<(String, String)>,
+) -> Ready<Json<Value>> {
+    ready(Json(act(&http, &node, &action)))
+}
+
+fn act(http: &Http, node: &str, action: &str) -> Value {
     if node != http.node_id {
-        return Json(answer(3, format!("invalid nodeID {node}, this pump's nodeID is {}", http.node_id)));
+        return answer(3, format!("invalid nodeID {node}, this pump's nodeID is {}", http.node_id));
     }
     let state = http.state.get();
     if state != State::Online {
-        return Json(answer(3, format!("this pump's state is {}, apply {action} failed!", state.name())));
+        return answer(3, format!("this pump's state is {}, apply {action} failed!", state.name()));
     }
-    let wanted = match action.as_str() {
+    let wanted = match action {
         "pause" => Action::Pause,
         "close" => Action::Close,
-        _ => return Json(answer(3, format!("invalid action {action}"))),
+        _ => return answer(3, format!("invalid action {action}")),
     };
     match http.actions.try_send(wanted) {
-        Ok(()) => Json(answer(200, format!("apply action {action} success!"))),
-        Err(_) => Json(answer(3, format!("another action is under way, apply {action} failed!"))),
+        Ok(()) => answer(200, format!("apply action {action} success!")),
+        Err(_) => answer(3, format!("another action is under way, apply {action} failed!")),
     }
 }
 
@@ -169,14 +179,14 @@ fn answer(code: u32, message: String) -> Value {
     json!({ "message": message, "code": code, "data": null })
 }
 
-async fn trigger_gc(Shared(http): Shared<Http>) -> &'static str {
+fn trigger_gc(Shared(http): Shared<Http>) -> Ready<&'static str> {
     http.retention.notify_one();
-    "trigger gc success"
+    ready("trigger gc success")
 }
 
-async fn metrics(Shared(http): Shared<Http>) -> Response {
+fn metrics(Shared(http): Shared<Http>) -> Ready<Response> {
     let mut response = Response::new(Bytes::from(http.telemetry.render_metrics()).into());
     let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, text);
-    response
+    ready(response)
 }

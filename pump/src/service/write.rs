@@ -106,7 +106,10 @@ impl Intake {
         permit: Option<OwnedSemaphorePermit>,
     ) -> Result<(), Status> {
         if cluster_id != self.cluster_id {
-            return Err(Status::unknown(format!("cluster ID are mismatch, {cluster_id} vs {}", self.cluster_id)));
+            return Err(Status::unknown(format!(
+                "cluster ID are mismatch, {cluster_id} vs {}",
+                self.cluster_id
+            )));
         }
         let binlog = Binlog::decode(payload.clone()).map_err(|error| {
             warn!(%error, bytes = payload.len(), "binlog refused: it does not decode");
@@ -123,7 +126,9 @@ impl Intake {
         let fake = tp == BinlogType::Rollback && start_ts == commit_ts && commit_ts > 0;
         let need = if tp == BinlogType::Prewrite { Need::Prewrite } else { Need::Settlement };
         if !fake && let Some((available, limit)) = self.disk.shortage(need) {
-            return Err(Status::aborted(format!("no available space: {available} bytes free, limit {limit}")));
+            return Err(Status::aborted(format!(
+                "no available space: {available} bytes free, limit {limit}"
+            )));
         }
         if (start_ts == 0 && commit_ts == 0) || fake {
             // TiDB's liveness probe; or a fake, which only a pump makes and this one never stores.
@@ -135,7 +140,9 @@ impl Intake {
         let start_ts = StartTs(Tso::from_i64(start_ts));
         match tp {
             BinlogType::Prewrite => self.prewrite(start_ts, payload, permit).await,
-            BinlogType::Commit => self.commit(start_ts, CommitTs(Tso::from_i64(commit_ts)), payload, permit).await,
+            BinlogType::Commit => {
+                self.commit(start_ts, CommitTs(Tso::from_i64(commit_ts)), payload, permit).await
+            }
             BinlogType::Rollback => self.rollback(start_ts, permit).await,
             BinlogType::PreDdl | BinlogType::PostDdl => {
                 Err(Status::unknown(format!("binlog type {tp:?} is obsolete and not supported")))
@@ -153,7 +160,9 @@ impl Intake {
             let now = self.fresh().await?;
             if start_ts.0.physical_ms() > now.physical_ms() + FOREIGN_MS {
                 warn!(%start_ts, %now, "prewrite refused: PD has not given out its start_ts");
-                return Err(Status::unknown(format!("start_ts {start_ts} is ahead of PD's newest timestamp {now}")));
+                return Err(Status::unknown(format!(
+                    "start_ts {start_ts} is ahead of PD's newest timestamp {now}"
+                )));
             }
         }
         self.store(Write::Prewrite { start_ts, payload }, permit).await
@@ -173,7 +182,9 @@ impl Intake {
             let now = self.fresh().await?;
             if commit_ts.0 > now && self.is_ahead(commit_ts.0) {
                 warn!(%start_ts, %commit_ts, %now, "commit refused: PD has not given out its commit_ts");
-                return Err(Status::aborted(format!("commit_ts {commit_ts} is ahead of PD's newest timestamp {now}")));
+                return Err(Status::aborted(format!(
+                    "commit_ts {commit_ts} is ahead of PD's newest timestamp {now}"
+                )));
             }
         }
         self.store(Write::Commit { start_ts, commit_ts, payload }, permit).await

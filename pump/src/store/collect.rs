@@ -10,8 +10,8 @@ use std::sync::atomic::Ordering;
 use rocksdb::{ReadOptions, WriteBatch};
 use tidb::ts::Tso;
 
-use super::key::{self, Family};
 use super::append::synced;
+use super::key::{self, Family};
 use super::{Shared, StoreError};
 
 /// Records per delete step.

@@ -21,7 +21,8 @@ pub(super) struct Mark {
 impl Mark {
     pub(super) fn create(data_dir: &Path) -> Result<Self, StoreError> {
         let path = data_dir.join("durable");
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&path);
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&path);
         let mark = match file {
             Ok(file) => Self { file, path, promised: 0 },
             Err(source) => return Err(StoreError::Io { path, source }),

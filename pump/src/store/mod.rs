@@ -38,7 +38,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
-use rocksdb::{BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, Options};
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, Options,
+};
 use tidb::ts::{CommitTs, StartTs, Tso};
 
 pub use append::Appender;
@@ -55,7 +57,9 @@ const FORMAT: u64 = 1;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// RocksDB refused to open the directory, for example because its log is corrupt in the middle.
-    #[error("cannot open the store in {path}: {reason}; acknowledged binlogs may be damaged, so nothing was repaired")]
+    #[error(
+        "cannot open the store in {path}: {reason}; acknowledged binlogs may be damaged, so nothing was repaired"
+    )]
     Open {
         /// The store's directory.
         path: PathBuf,
@@ -76,7 +80,9 @@ pub enum StoreError {
         recovered: u64,
     },
     /// The file with the durable mark is gone or unreadable.
-    #[error("{path}: {reason}; without it a lost tail of the log cannot be noticed, so the pump does not start")]
+    #[error(
+        "{path}: {reason}; without it a lost tail of the log cannot be noticed, so the pump does not start"
+    )]
     Mark {
         /// The file.
         path: PathBuf,
@@ -237,9 +243,10 @@ struct Shared {
 
 impl Shared {
     fn family(&self, family: Family) -> Result<&rocksdb::ColumnFamily, StoreError> {
-        self.db
-            .cf_handle(family.name())
-            .ok_or_else(|| StoreError::Malformed { family: family.name(), reason: "column family is missing".into() })
+        self.db.cf_handle(family.name()).ok_or_else(|| StoreError::Malformed {
+            family: family.name(),
+            reason: "column family is missing".into(),
+        })
     }
 
     fn number(&self, name: &str) -> Result<Option<u64>, StoreError> {
@@ -256,7 +263,11 @@ impl Shared {
         while let Some(found) = iterator.key() {
             let found = key::number(Family::Batch, found)?;
             if found != expected {
-                return Err(StoreError::Hole { path: self.path.clone(), missing: expected, recovered: expected - 1 });
+                return Err(StoreError::Hole {
+                    path: self.path.clone(),
+                    missing: expected,
+                    recovered: expected - 1,
+                });
             }
             expected += 1;
             iterator.next();
@@ -302,14 +313,16 @@ pub fn open(
     config: &StorageConfig,
 ) -> Result<(Appender, Reader, Collector, Recovered), StoreError> {
     let path = data_dir.join("store");
-    let existed = path.join("CURRENT").try_exists().map_err(|source| StoreError::Io { path: path.clone(), source })?;
+    let existed =
+        path.join("CURRENT").try_exists().map_err(|source| StoreError::Io { path: path.clone(), source })?;
     let mark = if existed { Mark::open(data_dir)? } else { Mark::create(data_dir)? };
 
     let options = database_options(config);
-    let cache = Cache::new_lru_cache(usize::try_from(config.kv.block_cache_capacity.as_u64()).unwrap_or(usize::MAX))
-        .map_err(|e| StoreError::Open { path: path.clone(), reason: e.into_string() })?;
-    let families =
-        Family::ALL.map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(family, config, &cache)));
+    let cache =
+        Cache::new_lru_cache(usize::try_from(config.kv.block_cache_capacity.as_u64()).unwrap_or(usize::MAX))
+            .map_err(|e| StoreError::Open { path: path.clone(), reason: e.into_string() })?;
+    let families = Family::ALL
+        .map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(family, config, &cache)));
     let db = DB::open_cf_descriptors(&options, &path, families)
         .map_err(|e| StoreError::Open { path: path.clone(), reason: e.into_string() })?;
     let shared = Shared { db, path, synced: AtomicU64::new(0), collected: AtomicU64::new(0) };

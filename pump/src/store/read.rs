@@ -118,7 +118,8 @@ impl Reader {
     /// When reading fails.
     pub fn dropped(&self, start_ts: StartTs) -> Result<Option<(Fate, Tso)>, StoreError> {
         let family = self.shared.family(Family::Dropped)?;
-        let value = self.shared.db.get_pinned_cf(family, key::start_key(start_ts)).map_err(StoreError::Read)?;
+        let value =
+            self.shared.db.get_pinned_cf(family, key::start_key(start_ts)).map_err(StoreError::Read)?;
         value.map(|value| key::parse_dropped(&value)).transpose()
     }
 

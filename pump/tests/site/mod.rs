@@ -282,9 +282,11 @@ impl Drainer {
 
     pub async fn open_with(addr: SocketAddr, after: Tso, max_batch_bytes: u32) -> Result<Self, Status> {
         let (asks, outgoing) = mpsc::channel(16);
-        let open = Open { cluster_id: CLUSTER, after: after.get(), max_batch_bytes, node_id: "drainer".into() };
+        let open =
+            Open { cluster_id: CLUSTER, after: after.get(), max_batch_bytes, node_id: "drainer".into() };
         asks.send(PullRequest { body: Some(Ask::Open(open)) }).await.unwrap();
-        let outgoing = futures::stream::unfold(outgoing, |mut asks| async { Some((asks.recv().await?, asks)) });
+        let outgoing =
+            futures::stream::unfold(outgoing, |mut asks| async { Some((asks.recv().await?, asks)) });
         let mut client = DrainClient::new(channel(addr)).max_decoding_message_size(usize::MAX);
         let stream = client.pull(outgoing).await?.into_inner();
         Ok(Self { asks, stream, watermark: after, received: Vec::new(), chunks: 0, open: None })
