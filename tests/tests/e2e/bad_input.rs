@@ -17,7 +17,7 @@ use schemas::binlog::{
 use tonic::transport::Channel;
 
 use crate::{
-    cast::{Cast, ends_badly, ends_well},
+    cast::{Cast, ends_badly},
     exports,
 };
 

@@ -46,11 +46,27 @@ impl Cast {
         Ok(Self { drainer: (drainer, process), pumps, simulator, site })
     }
 
+    /// Waits for a consumer that is to end with 0. A process of the upstream half that ends meanwhile is told at once.
+    pub(crate) async fn ends_well(&mut self, process: &mut Process) -> Result<()> {
+        eventually(&format!("{} to end", process.name()), async || {
+            let upstream = self.pumps.iter_mut().map(|(_, pump)| pump);
+            for other in upstream.chain([&mut self.drainer.1, &mut self.simulator]) {
+                if let Some(status) = other.ended()? {
+                    bail!("{} ended with {status}; its log ends:\n{}", other.name(), other.log_tail());
+                }
+            }
+            Ok(process.ended()?.map(drop))
+        })
+        .await
+        .with_context(|| format!("the log of {} ends:\n{}", process.name(), process.log_tail()))?;
+        ends_well(process).await
+    }
+
     /// Applies up to and including `commit_ts` with a process that ends there.
-    pub(crate) async fn apply_until(&self, commit_ts: u64) -> Result<()> {
+    pub(crate) async fn apply_until(&mut self, commit_ts: u64) -> Result<()> {
         let mut apply =
             self.site.apply()?.with(&["--until-commit-ts", &commit_ts.to_string()]).program.start()?;
-        ends_well(&mut apply).await
+        self.ends_well(&mut apply).await
     }
 
     /// Compares MariaDB with the recorded state.

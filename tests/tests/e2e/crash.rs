@@ -7,10 +7,7 @@ use e2e::harness::{
 };
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
-use crate::{
-    cast::{Cast, ends_well},
-    exports,
-};
+use crate::{cast::Cast, exports};
 
 /// Who is killed.
 #[derive(Clone, Copy, Debug, PartialEq)]

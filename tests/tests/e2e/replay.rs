@@ -11,10 +11,7 @@ use e2e::harness::{
 };
 use mysql_async::prelude::Queryable as _;
 
-use crate::{
-    cast::{Cast, ends_well},
-    exports,
-};
+use crate::{cast::Cast, exports};
 
 /// Applies up to each recorded moment and compares there; meanwhile everything is exported; in the end the log adds up and
 /// the files hold what the log holds.
@@ -53,7 +50,7 @@ async fn concurrent() -> Result<()> {
 /// Nothing stays undecided.
 #[tokio::test]
 async fn orphans() -> Result<()> {
-    let mut cast = every_state_is_reproduced("orphans", Format::Jsonl).await?;
+    let cast = every_state_is_reproduced("orphans", Format::Jsonl).await?;
     for (service, _) in &cast.pumps {
         eventually("every prewrite to be settled", async || {
             let status = admin::json(&service.admin, "/status").await?;

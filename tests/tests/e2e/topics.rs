@@ -107,7 +107,7 @@ async fn fullest(cast: &Cast) -> Result<(i32, i64)> {
 
 #[tokio::test]
 async fn a_recreated_row_topic_stops_drainer_and_consumer() -> Result<()> {
-    let mut cast = with_a_stopped_consumer("recreated-rows").await?;
+    let cast = with_a_stopped_consumer("recreated-rows").await?;
     let topic = cast.site.topic().to_owned();
     recreate(&cast.site.kafka, &topic, PARTITIONS).await?;
     consumer_stops_saying(&cast, &[&topic, "offset"]).await?;
@@ -116,7 +116,7 @@ async fn a_recreated_row_topic_stops_drainer_and_consumer() -> Result<()> {
 
 #[tokio::test]
 async fn rows_trimmed_past_a_stopped_consumer_stop_it() -> Result<()> {
-    let mut cast = with_a_stopped_consumer("trimmed-rows").await?;
+    let cast = with_a_stopped_consumer("trimmed-rows").await?;
     let topic = cast.site.topic().to_owned();
     let (partition, end) = fullest(&cast).await?;
     trim(&cast.site.kafka, &topic, partition, end).await?;
@@ -125,7 +125,7 @@ async fn rows_trimmed_past_a_stopped_consumer_stop_it() -> Result<()> {
 
 #[tokio::test]
 async fn commits_trimmed_past_a_stopped_consumer_stop_it() -> Result<()> {
-    let mut cast = with_a_stopped_consumer("trimmed-commits").await?;
+    let cast = with_a_stopped_consumer("trimmed-commits").await?;
     let commits = format!("{}.commits", cast.site.topic());
     let (_, end) = bounds(&cast.site.kafka, &commits, 0).await?;
     trim(&cast.site.kafka, &commits, 0, end - 1).await?;
@@ -134,7 +134,7 @@ async fn commits_trimmed_past_a_stopped_consumer_stop_it() -> Result<()> {
 
 #[tokio::test]
 async fn an_emptied_commit_stream_stops_drainer_and_consumer() -> Result<()> {
-    let mut cast = with_a_stopped_consumer("emptied-commits").await?;
+    let cast = with_a_stopped_consumer("emptied-commits").await?;
     let commits = format!("{}.commits", cast.site.topic());
     let (_, end) = bounds(&cast.site.kafka, &commits, 0).await?;
     trim(&cast.site.kafka, &commits, 0, end).await?;
@@ -144,7 +144,7 @@ async fn an_emptied_commit_stream_stops_drainer_and_consumer() -> Result<()> {
 
 #[tokio::test]
 async fn a_recreated_commit_stream_stops_drainer_and_consumer() -> Result<()> {
-    let mut cast = with_a_stopped_consumer("recreated-commits").await?;
+    let cast = with_a_stopped_consumer("recreated-commits").await?;
     let commits = format!("{}.commits", cast.site.topic());
     recreate(&cast.site.kafka, &commits, 1).await?;
     consumer_stops_saying(&cast, &[&commits]).await?;

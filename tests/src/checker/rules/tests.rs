@@ -91,7 +91,8 @@ fn start(epoch: u64, resumed_from: u64, next_seq: u64, ends: Vec<PartitionEnd>) 
 }
 
 fn record(epoch: u64, watermark: u64, next_seq: u64, body: Body) -> CommitRecord {
-    CommitRecord { feed_id: vec![1; 16].into(), epoch, watermark, next_seq, summary: None, body: Some(body) }
+    let feed_id = vec![1; 16].into();
+    CommitRecord { feed_id, epoch, watermark, next_seq, body: Some(body), ..CommitRecord::default() }
 }
 
 /// Two epochs: a batch of two transactions, a tick, a restart, a DDL with a row in its wake, a transaction in two parts
