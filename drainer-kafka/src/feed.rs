@@ -28,7 +28,7 @@ use crate::metrics;
 use crate::pull::PumpBatch;
 use crate::routing::Routing;
 use crate::schema::history::{HistoryError, SchemaHistory};
-use crate::schema::{Definitions, Tracker, records};
+use crate::schema::{Definition, Definitions, Tracker, records};
 use crate::sequence::TxnHeader;
 use crate::status::{Status, WaitingDdl};
 use crate::transaction::{DdlBinlog, Transaction};
@@ -270,20 +270,23 @@ pub struct ShapeTask<H> {
     routing: Arc<Routing>,
     shape: Shape,
     schema_limit: usize,
+    /// Transactions up to here are in the log; they come again only for values that must be held.
+    written: Tso,
     status: Status,
 }
 
 impl<H: SchemaHistory> ShapeTask<H> {
-    /// With the schema as it is at the position.
+    /// With the schema as it is at `written`, where the log ends.
     pub fn new(
         tracker: Tracker,
         history: Arc<H>,
         routing: Arc<Routing>,
         shape: Shape,
         schema_limit: usize,
+        written: Tso,
         status: Status,
     ) -> Self {
-        Self { tracker, history, routing, shape, schema_limit, status }
+        Self { tracker, history, routing, shape, schema_limit, written, status }
     }
 
     /// Runs until the merge or the sink is gone; an error stops the feed.
@@ -332,16 +335,18 @@ impl<H: SchemaHistory> ShapeTask<H> {
         if unit.is_empty() {
             return true;
         }
-        let (definitions, shape) = (self.tracker.definitions(), self.shape);
+        let (definitions, shape, written) = (self.tracker.definitions(), self.shape, self.written);
         // A place in the queue first: shaped rows wait nowhere else, so their number is bounded.
         let Ok(place) = out.reserve().await else { return false };
-        place
-            .send(Work::Shaping(tokio::task::spawn_blocking(move || shape_unit(unit, &definitions, &shape))));
+        place.send(Work::Shaping(tokio::task::spawn_blocking(move || {
+            shape_unit(unit, &definitions, &shape, written)
+        })));
         true
     }
 
     async fn ddl(&mut self, transaction: &Transaction, ddl: &DdlBinlog) -> Result<Option<Work>, FeedError> {
-        if ddl::is_setval(&ddl.query) || ddl.schema_state == DELETE_ONLY {
+        let written = transaction.commit_ts.0 <= self.written;
+        if written || ddl::is_setval(&ddl.query) || ddl.schema_state == DELETE_ONLY {
             return Ok(None);
         }
         let job = self.job(transaction, ddl).await?;
@@ -373,7 +378,17 @@ impl<H: SchemaHistory> ShapeTask<H> {
             ddl: Some(entry),
             origin: None,
         };
-        Ok(Some(Work::Ddl { commit_ts, records, entry: entry.map(header) }))
+        let reshaped = |before: &Arc<Definition>| {
+            let after = effect.after.iter().find(|after| after.id() == before.id())?;
+            Some((before.clone(), after.clone()))
+        };
+        Ok(Some(Work::Ddl {
+            commit_ts,
+            records,
+            entry: entry.map(header),
+            reshaped: effect.before.iter().filter_map(reshaped).collect(),
+            dropped: effect.dropped.iter().map(|(table_id, _)| *table_id).collect(),
+        }))
     }
 
     /// The job of a DDL; waits until TiDB shows it.
@@ -443,24 +458,34 @@ fn shape_unit(
     unit: Vec<Transaction>,
     definitions: &Definitions,
     shape: &Shape,
+    written: Tso,
 ) -> Result<Vec<Shaped>, TranslateError> {
     unit.into_iter()
         .map(|transaction| {
+            let (start_ts, commit_ts) = (transaction.start_ts, transaction.commit_ts);
+            let header = |changes| TxnHeader { start_ts, commit_ts, changes, ddl: None, origin: None };
+            if commit_ts.0 <= written {
+                let held = TxnRows::held_by_written(&transaction, definitions)?;
+                let (header, budget) = (header(0), transaction.budget);
+                return Ok(Shaped {
+                    header,
+                    rows: Rows::Whole(Vec::new()),
+                    discarded: 0,
+                    filtered: 0,
+                    held,
+                    budget,
+                });
+            }
             let mut rows = TxnRows::new(&transaction, definitions)?;
-            let header = TxnHeader {
-                start_ts: transaction.start_ts,
-                commit_ts: transaction.commit_ts,
-                changes: rows.changes(),
-                ddl: None,
-                origin: None,
-            };
+            let header = header(rows.changes());
             let (discarded, filtered) = (rows.discarded(), rows.filtered());
-            let rows = if transaction.payload.len() > SLICED_BYTES {
-                Rows::Sliced(Box::new(rows))
+            let (rows, held) = if transaction.payload.len() > SLICED_BYTES {
+                (Rows::Sliced(Box::new(rows)), Vec::new())
             } else {
-                Rows::Whole(rows.next_slice(shape, usize::MAX)?)
+                let records = rows.next_slice(shape, usize::MAX)?;
+                (Rows::Whole(records), rows.take_held())
             };
-            Ok(Shaped { header, rows, discarded, filtered, budget: transaction.budget })
+            Ok(Shaped { header, rows, discarded, filtered, held, budget: transaction.budget })
         })
         .collect()
 }

@@ -76,7 +76,7 @@ pub fn is_retryable(error: &anyhow::Error) -> bool {
             || cause.downcast_ref::<FeedError>().is_some()
             || cause.downcast_ref::<LogError>().is_some_and(|e| !e.is_retryable())
             || cause.downcast_ref::<Fatal>().is_some()
-            || matches!(cause.downcast_ref::<SinkError>(), Some(SinkError::Translate(_)))
+            || cause.downcast_ref::<SinkError>().is_some_and(|e| !e.is_retryable())
             || cause.downcast_ref::<BootstrapError>().is_some_and(|e| match e {
                 BootstrapError::History(history) => !history.is_retryable(),
                 BootstrapError::Schema(_) | BootstrapError::Io(_) | BootstrapError::Unreadable { .. } => true,
@@ -108,7 +108,8 @@ impl Leader {
             &self.config.security,
         )?));
         let begun = self.begin(log, &topics, filter, &history).await?;
-        let Begun { producer, sequencer, tracker, routing, new_schema, commits_end, schema_limit } = begun;
+        let Begun { producer, sequencer, tracker, routing, new_schema, commits_end, schema_limit, pull_from } =
+            begun;
         let sink_options = SinkOptions {
             row_topics: routing.layout().topics.iter().map(|(topic, _)| topic.clone()).collect(),
             topics: topics.clone(),
@@ -116,15 +117,16 @@ impl Leader {
             max_transaction: self.config.output.max_kafka_transaction.as_u64() as usize,
             shape,
         };
-        let (epoch, position) = (sequencer.epoch(), sequencer.watermark());
-        let mut sink = Sink::new(producer, sequencer, sink_options, self.status.clone());
+        let (epoch, written) = (sequencer.epoch(), sequencer.watermark());
+        let mut sink = Sink::new(producer, sequencer, sink_options, history.clone(), self.status.clone());
         sink.start(&new_schema).await?;
         drop(new_schema);
         self.status.role("leader");
 
         let (merged_in, merged_out) = mpsc::channel(MERGED);
         let (work_in, work_out) = mpsc::channel(WORK);
-        let shaping = ShapeTask::new(tracker, history, routing, shape, schema_limit, self.status.clone());
+        let shaping =
+            ShapeTask::new(tracker, history, routing, shape, schema_limit, written, self.status.clone());
         let running = shutdown.child();
         let back = readback::follow(
             kafka,
@@ -138,7 +140,7 @@ impl Leader {
         parts.spawn("shape", async move { Ok(shaping.run(merged_out, work_in).await?) });
         parts.spawn("sink", async move { Ok(sink.run(work_out).await?) });
         parts.spawn("readback", async move { Ok(back.await?) });
-        let sources = self.sources(position, merged_in, &mut parts);
+        let sources = self.sources(pull_from, merged_in, &mut parts);
         self.refreshes.send_replace(Some(sources));
         let ended = parts.join().await;
         self.refreshes.send_replace(None);
@@ -254,7 +256,9 @@ impl Leader {
                 (Sequencer::fresh(feed(feed_id, log.layout.clone()), position), tracker, new_schema)
             }
         };
+        let pull_from = log.tail.as_ref().map_or(sequencer.watermark(), |tail| tail.pull_from);
         Ok(Begun {
+            pull_from,
             producer: log.producer,
             sequencer,
             tracker,
@@ -346,6 +350,8 @@ struct Begun {
     new_schema: Vec<records::SchemaTopicRecord>,
     commits_end: i64,
     schema_limit: usize,
+    /// Where the pumps are read from.
+    pull_from: Tso,
 }
 
 /// The tasks of an epoch. When one ends, all end; the first error that says something is kept.

@@ -8,6 +8,7 @@ pub mod config;
 pub mod ddl;
 pub mod feed;
 pub mod filter;
+pub mod inflight;
 pub mod kafka;
 pub mod lead;
 pub mod membership;

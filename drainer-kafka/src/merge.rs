@@ -296,10 +296,10 @@ mod tests {
         merger.add(&id("b"));
         merger.push(&id("a"), transaction(15, "")).unwrap();
         merger.push(&id("a"), transaction(20, "")).unwrap();
-        assert_eq!(drain(&mut merger), []);
+        assert_eq!(drain(&mut merger), [0_u64; 0]);
         merger.advance(&id("b"), Tso::new(14));
         // b may still bring its copy of 15.
-        assert_eq!(drain(&mut merger), []);
+        assert_eq!(drain(&mut merger), [0_u64; 0]);
         assert_eq!(merger.position(), Tso::new(14));
         let lagging = merger.lagging().unwrap();
         assert_eq!((lagging.source.as_str(), lagging.wanted), ("b", CommitTs::new(15)));
@@ -309,7 +309,7 @@ mod tests {
         // A pump that joins now must deliver from here, and holds 20 back until it has.
         merger.advance(&id("b"), Tso::new(30));
         assert_eq!(merger.add(&id("c")), Tso::new(17));
-        assert_eq!(drain(&mut merger), []);
+        assert_eq!(drain(&mut merger), [0_u64; 0]);
         merger.advance(&id("c"), Tso::new(25));
         assert_eq!(drain(&mut merger), [20]);
         // One that leaves holds nothing up, but what it brought comes out.

@@ -102,7 +102,7 @@ pub async fn run(config: Config, telemetry: Telemetry, shutdown: Shutdown) -> an
                 Some(Leave::Offline) => NodeState::Offline,
                 Some(Leave::Paused) | None => NodeState::Paused,
             };
-            entry.leave(state, status.position()).await;
+            entry.leave(state, status.released()).await;
             result
         };
         parts.spawn("lead", leading);
@@ -255,7 +255,7 @@ impl Registration {
                     }
                 },
             };
-            let record = self.record(NodeState::Online, leader.status.position(), clock.now());
+            let record = self.record(NodeState::Online, leader.status.released(), clock.now());
             match self.registry.put(NodeKind::Drainer, &record).await {
                 Ok(()) => {}
                 Err(error) if error.is_retryable() => warn!(%error, "cannot rewrite the registry entry"),

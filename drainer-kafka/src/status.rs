@@ -22,6 +22,8 @@ pub struct Status {
 struct Inner {
     state: Mutex<State>,
     position: watch::Sender<Tso>,
+    /// What pumps may let go of.
+    needed: watch::Sender<Tso>,
 }
 
 #[derive(Debug, Default)]
@@ -67,7 +69,13 @@ pub struct WaitingDdl {
 impl Default for Status {
     fn default() -> Self {
         let state = Mutex::new(State { role: "starting", ..State::default() });
-        Self { inner: Arc::new(Inner { state, position: watch::Sender::new(Tso::ZERO) }) }
+        Self {
+            inner: Arc::new(Inner {
+                state,
+                position: watch::Sender::new(Tso::ZERO),
+                needed: watch::Sender::new(Tso::ZERO),
+            }),
+        }
     }
 }
 
@@ -115,8 +123,9 @@ impl Status {
         metrics::written(watermark);
     }
 
-    /// Everything up to here was read back from Kafka.
-    pub fn read_back(&self, watermark: Tso) {
+    /// Everything up to `watermark` was read back from Kafka; a successor would read the pumps from `needed`.
+    pub fn read_back(&self, watermark: Tso, needed: Tso) {
+        self.inner.needed.send_replace(needed);
         self.inner.position.send_replace(watermark);
         metrics::position(watermark);
     }
@@ -124,6 +133,11 @@ impl Status {
     /// The position that was read back from Kafka.
     pub fn position(&self) -> Tso {
         *self.inner.position.borrow()
+    }
+
+    /// What was read back from Kafka and will not be read from the pumps again: they may delete up to here.
+    pub fn released(&self) -> Tso {
+        *self.inner.needed.borrow()
     }
 
     /// PD's present, against which lag is measured.

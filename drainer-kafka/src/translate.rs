@@ -25,6 +25,7 @@ use tidb::row::{RowError, RowImage, decode_delete, decode_insert, decode_update}
 use tidb::ts::{CommitTs, StartTs};
 use tidb::value::Value;
 
+use crate::inflight::{Fulfilled, HeldChange, HeldRow, RowIdentity};
 use crate::native;
 use crate::schema::{Definition, Definitions, Lookup};
 use crate::sequence::RowRecord;
@@ -155,12 +156,32 @@ pub struct TxnRows {
     next_change: u32,
     discarded: u64,
     filtered: u64,
+    held: Vec<HeldChange>,
 }
 
 impl TxnRows {
+    /// What a transaction that is in the log already brought for columns that do not exist yet.
+    pub fn held_by_written(
+        transaction: &Transaction,
+        definitions: &Definitions,
+    ) -> Result<Vec<HeldChange>, TranslateError> {
+        let mut rows = Self::empty(transaction);
+        let tables = rows.plan(transaction, definitions, true).map_err(|fault| rows.error(fault))?;
+        rows.tables = tables.into_iter();
+        rows.skip(rows.changes)?;
+        Ok(rows.take_held())
+    }
+
     /// Reads the transaction's payload and counts what will come out of it.
     pub fn new(transaction: &Transaction, definitions: &Definitions) -> Result<Self, TranslateError> {
-        let mut rows = Self {
+        let mut rows = Self::empty(transaction);
+        let tables = rows.plan(transaction, definitions, false).map_err(|fault| rows.error(fault))?;
+        rows.tables = tables.into_iter();
+        Ok(rows)
+    }
+
+    fn empty(transaction: &Transaction) -> Self {
+        Self {
             start_ts: transaction.start_ts,
             commit_ts: transaction.commit_ts,
             tables: Vec::new().into_iter(),
@@ -169,19 +190,28 @@ impl TxnRows {
             next_change: 0,
             discarded: 0,
             filtered: 0,
-        };
-        let tables =
-            rows.plan(transaction.payload.clone(), definitions).map_err(|fault| rows.error(fault))?;
-        rows.tables = tables.into_iter();
-        Ok(rows)
+            held: Vec::new(),
+        }
     }
 
-    fn plan(&mut self, payload: Bytes, definitions: &Definitions) -> Result<Vec<TableRows>, TranslateFault> {
+    /// Sets the tables up. Of a transaction that is `written` already, only those whose definition has not changed since
+    /// are of interest.
+    fn plan(
+        &mut self,
+        transaction: &Transaction,
+        definitions: &Definitions,
+        written: bool,
+    ) -> Result<Vec<TableRows>, TranslateFault> {
+        let payload = transaction.payload.clone();
         let value = PrewriteValue::decode(payload).map_err(|e| TranslateFault::Payload(e.to_string()))?;
         let mut tables = Vec::with_capacity(value.mutations.len());
         for mutation in value.mutations {
             let listed = mutation.sequence.len() as u64;
             let definition = match definitions.lookup(mutation.table_id()) {
+                Lookup::Unknown if written => continue,
+                Lookup::Live(definition) if written && definition.commit_ts > transaction.commit_ts => {
+                    continue;
+                }
                 Lookup::Unknown => return Err(TranslateFault::UnknownTable(mutation.table_id())),
                 Lookup::Dropped => {
                     self.discarded += listed;
@@ -231,10 +261,20 @@ impl TxnRows {
         self.filtered
     }
 
-    /// Leaves out the first `changes`: a predecessor has written them.
+    /// Values for columns that do not exist yet, brought by the changes so far.
+    pub fn take_held(&mut self) -> Vec<HeldChange> {
+        std::mem::take(&mut self.held)
+    }
+
+    /// Leaves out the first `changes`: a predecessor has written them. What they brought for columns that do not exist
+    /// yet still counts.
     pub fn skip(&mut self, changes: u32) -> Result<(), TranslateError> {
         for _ in 0..changes {
-            self.next_row().map_err(|fault| self.error(fault))?;
+            let Some((definition, op, blob)) = self.next_row().map_err(|fault| self.error(fault))? else {
+                break;
+            };
+            let images = Images::decode(&definition, op, &blob).map_err(|fault| self.error(fault))?;
+            self.held.extend(images.held(&definition));
         }
         Ok(())
     }
@@ -257,7 +297,9 @@ impl TxnRows {
     fn next_change(&mut self, shape: &Shape, out: &mut Vec<RowRecord>) -> Result<bool, TranslateFault> {
         let change = self.next_change;
         let Some((definition, op, blob)) = self.next_row()? else { return Ok(false) };
-        shape.records(&definition, op, &blob, change, out)?;
+        let images = Images::decode(&definition, op, &blob)?;
+        self.held.extend(images.held(&definition));
+        shape.records(&definition, images.change(&definition, op)?, change, out)?;
         Ok(true)
     }
 
@@ -323,37 +365,32 @@ impl TableRows {
 }
 
 impl Shape {
+    /// The records of the updates that follow a DDL.
+    pub fn fulfilled(
+        &self,
+        definition: &Definition,
+        updates: Vec<Fulfilled>,
+        out: &mut Vec<RowRecord>,
+    ) -> Result<(), TranslateFault> {
+        let first = out.last().map_or(0, |last| last.change + 1);
+        for (change, Fulfilled { before, after }) in (first..).zip(updates) {
+            let update = row_change(definition, proto::Op::Update, before, after);
+            self.records(definition, update, change, out)?;
+        }
+        Ok(())
+    }
+
     /// Appends the records of one change.
     fn records(
         &self,
         definition: &Definition,
-        op: Op,
-        blob: &Bytes,
+        row: proto::RowChange,
         change: u32,
         out: &mut Vec<RowRecord>,
     ) -> Result<(), TranslateFault> {
-        let (before, after) = match op {
-            Op::Insert => (None, Some(inserted(definition, &decode_insert(&definition.info, blob)?)?)),
-            Op::Update => {
-                let (before, after) = decode_update(&definition.info, blob)?;
-                (Some(present(definition, &before)), Some(present(definition, &after)))
-            }
-            Op::Delete => (Some(present(definition, &decode_delete(&definition.info, blob)?)), None),
-        };
-        let key = after.as_deref().or(before.as_deref()).and_then(|image| row_key(definition, image));
-        let value = proto::RowChange {
-            database: definition.database.clone(),
-            table: definition.table().to_owned(),
-            op: match op {
-                Op::Insert => proto::Op::Insert,
-                Op::Update => proto::Op::Update,
-                Op::Delete => proto::Op::Delete,
-            }
-            .into(),
-            before: before.unwrap_or_default(),
-            after: after.unwrap_or_default(),
-        };
-        let value = Bytes::from(value.encode_to_vec());
+        let image = if row.op() == proto::Op::Delete { &row.before } else { &row.after };
+        let key = row_key(definition, image);
+        let value = Bytes::from(row.encode_to_vec());
         let Some(place) = definition.place else { return Ok(()) };
         let key_bytes = key.as_ref().map_or(0, Bytes::len);
         let bytes = key_bytes + value.len();
@@ -391,6 +428,80 @@ impl Shape {
     }
 }
 
+/// The images of a row.
+struct Images {
+    before: Option<RowImage>,
+    after: Option<RowImage>,
+}
+
+impl Images {
+    fn decode(definition: &Definition, op: Op, blob: &Bytes) -> Result<Self, TranslateFault> {
+        Ok(match op {
+            Op::Insert => Self { before: None, after: Some(decode_insert(&definition.info, blob)?) },
+            Op::Update => {
+                let (before, after) = decode_update(&definition.info, blob)?;
+                Self { before: Some(before), after: Some(after) }
+            }
+            Op::Delete => Self { before: Some(decode_delete(&definition.info, blob)?), after: None },
+        })
+    }
+
+    fn change(&self, definition: &Definition, op: Op) -> Result<proto::RowChange, TranslateFault> {
+        let before = self.before.as_ref().map(|image| present(definition, image)).unwrap_or_default();
+        let (op, after) = match (op, &self.after) {
+            (Op::Insert, Some(image)) => (proto::Op::Insert, inserted(definition, image)?),
+            (Op::Update, Some(image)) => (proto::Op::Update, present(definition, image)),
+            (Op::Delete | Op::Insert | Op::Update, _) => (proto::Op::Delete, Vec::new()),
+        };
+        Ok(row_change(definition, op, before, after))
+    }
+
+    /// What the row brings for columns that the definition does not have yet.
+    fn held(&self, definition: &Definition) -> Option<HeldChange> {
+        let coming = |image: &RowImage| image.unknown.iter().any(|u| u.id > definition.info.max_col_id);
+        if ![&self.before, &self.after].into_iter().flatten().any(coming) {
+            return None;
+        }
+        let before = self.before.as_ref().and_then(|image| Some(identify(definition, image)?.0));
+        let after = self.after.as_ref().filter(|image| coming(image)).and_then(|image| {
+            let (identity, fields) = identify(definition, image)?;
+            let values = image.unknown.iter().filter(|u| u.id > definition.info.max_col_id);
+            let values = values.map(|u| (u.id, u.datum.clone())).collect();
+            Some((identity, HeldRow { fields, values }))
+        });
+        Some(HeldChange { table_id: definition.id(), before, after })
+    }
+}
+
+/// Which row an image is of, and the fields by which a consumer finds it.
+fn identify(definition: &Definition, image: &RowImage) -> Option<(RowIdentity, Vec<proto::Field>)> {
+    let fields = present(definition, image);
+    match row_key(definition, &fields) {
+        Some(key) => {
+            let ids: Vec<i64> =
+                definition.key.iter().filter_map(|at| Some(definition.info.cols.get(*at)?.id)).collect();
+            let fields = fields.into_iter().filter(|field| ids.contains(&field.column_id)).collect();
+            Some((RowIdentity::Key(key), fields))
+        }
+        None => Some((RowIdentity::RowId(image.row_id?), fields)),
+    }
+}
+
+fn row_change(
+    definition: &Definition,
+    op: proto::Op,
+    before: Vec<proto::Field>,
+    after: Vec<proto::Field>,
+) -> proto::RowChange {
+    proto::RowChange {
+        database: definition.database.clone(),
+        table: definition.table().to_owned(),
+        op: op.into(),
+        before,
+        after,
+    }
+}
+
 /// The columns of an image that go out, where it has them.
 fn present(definition: &Definition, image: &RowImage) -> Vec<proto::Field> {
     let mut find = Finder::new(image);
@@ -410,15 +521,10 @@ fn inserted(definition: &Definition, image: &RowImage) -> Result<Vec<proto::Fiel
 
 /// The value of a column that an inserted row lacks.
 fn missing(definition: &Definition, column: &ColumnInfo) -> Result<Value, TranslateFault> {
-    let default = column.origin_default_value().map_err(|e| TranslateFault::Default {
+    column.absent_value().map_err(|e| TranslateFault::Default {
         table: format!("{}.{}", definition.database, definition.table()),
         column: column.name().to_owned(),
         reason: e.to_string(),
-    })?;
-    Ok(match default {
-        Some(value) => value,
-        None if !column.not_null() => Value::Null,
-        None => column.zero_value(),
     })
 }
 

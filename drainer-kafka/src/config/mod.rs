@@ -373,7 +373,7 @@ impl Config {
             return Err(Invalid::new("output.transaction-timeout", "must be 10s to 15m, the brokers' limit"));
         }
         let bytes = output.max_kafka_transaction.as_u64();
-        if bytes < 64 * 1024 || bytes > 4 << 30 {
+        if !(64 * 1024..=4 << 30).contains(&bytes) {
             return Err(Invalid::new("output.max-kafka-transaction", "must be 64KiB to 4GiB"));
         }
         Ok(())

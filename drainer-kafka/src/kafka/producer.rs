@@ -57,7 +57,8 @@ impl Acks {
             at.count += 1;
         }
         // Waiters look at the state themselves; waking them for each record would be waste.
-        let wake = state.delivered == state.sent || state.delivered % 256 == 0 || state.failed.is_some();
+        let wake =
+            state.delivered == state.sent || state.delivered.is_multiple_of(256) || state.failed.is_some();
         drop(state);
         if wake {
             self.progress.notify_waiters();
@@ -180,6 +181,7 @@ impl Producer {
     }
 
     /// Sends a row record, or (without a place) one of the schema topic. Waits while the client's queue is full.
+    #[expect(clippy::too_many_arguments, reason = "each is one field of the record that is sent")]
     pub async fn send(
         &self,
         acks: &Arc<Acks>,

@@ -10,10 +10,23 @@ use rdkafka::consumer::Consumer as _;
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 
+use tidb::ts::Tso;
+
 use super::reader::{commit_record, is_passing};
 use super::{Kafka, LogError, blocking};
 use crate::sequence::TailReader;
 use crate::status::Status;
+
+/// Tells the blocking loop to end, also when [`follow`] is dropped halfway: a loop that nobody stops keeps the process from
+/// ending.
+#[derive(Default)]
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
 
 /// Follows `topic` from offset `from`, where epoch `epoch` begins, until the shutdown.
 pub async fn follow(
@@ -24,8 +37,8 @@ pub async fn follow(
     status: Status,
     shutdown: Shutdown,
 ) -> Result<(), LogError> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let stopped = stop.clone();
+    let stop = StopOnDrop::default();
+    let stopped = stop.0.clone();
     let reading = blocking(move || {
         let what = || format!("reading {topic} back");
         let consumer = kafka.reader(true)?;
@@ -45,7 +58,9 @@ pub async fn follow(
                 return Err(LogError::Fenced { ours: epoch, seen: record.epoch });
             }
             fold.push(&record).map_err(|source| LogError::Tail { topic: topic.clone(), source })?;
-            status.read_back(tidb::ts::Tso::new(record.watermark));
+            let held = (record.pull_from > 0).then_some(record.pull_from);
+            let needed = held.unwrap_or(record.watermark).min(record.watermark);
+            status.read_back(Tso::new(record.watermark), Tso::new(needed));
         }
         Ok(())
     });
@@ -53,7 +68,7 @@ pub async fn follow(
     tokio::select! {
         done = &mut reading => done,
         () = shutdown.cancelled() => {
-            stop.store(true, Ordering::Relaxed);
+            drop(stop);
             reading.await
         }
     }

@@ -19,14 +19,20 @@ use tracing::{debug, info};
 use super::producer::{Acks, Producer};
 use super::topics::Topics;
 use super::{LogError, blocking};
+use crate::inflight::{HeldChange, InFlight, InFlightError};
 use crate::metrics;
+use crate::schema::Definition;
+use crate::schema::history::SchemaHistory;
 use crate::schema::records::SchemaTopicRecord;
 use crate::sequence::{RowRecord, Sequencer, TxnHeader};
 use crate::status::Status;
-use crate::translate::{Shape, TranslateError, TxnRows};
+use crate::translate::{Shape, TranslateError, TranslateFault, TxnRows};
 
 /// How often an idle log gets a record.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How long TiDB is asked about a column that does not exist yet.
+const ASK: Duration = Duration::from_secs(2);
 
 /// Bytes of a large transaction that are shaped at a time.
 const SLICE: usize = 1 << 20;
@@ -42,6 +48,8 @@ pub struct Shaped {
     pub discarded: u64,
     /// Rows that the rules leave out.
     pub filtered: u64,
+    /// Values that its rows brought for columns that do not exist yet.
+    pub held: Vec<HeldChange>,
     /// Its share of its pump's budget, given back when it is in Kafka.
     pub budget: Option<Arc<OwnedSemaphorePermit>>,
 }
@@ -68,6 +76,10 @@ pub enum Work {
         records: Vec<SchemaTopicRecord>,
         /// Its entry; `None` if the rules leave it out.
         entry: Option<TxnHeader>,
+        /// Tables as they were and as they are now.
+        reshaped: Vec<(Arc<Definition>, Arc<Definition>)>,
+        /// Table ids that are gone.
+        dropped: Vec<i64>,
     },
     /// Everything at or below it came before.
     Resolved(Tso),
@@ -91,9 +103,31 @@ pub enum SinkError {
     /// A transaction cannot be shaped.
     #[error(transparent)]
     Translate(#[from] TranslateError),
+    /// Values for coming columns cannot be held.
+    #[error(transparent)]
+    InFlight(#[from] InFlightError),
+    /// An update that must follow a DDL cannot be written.
+    #[error("an update after DDL {commit_ts}: {fault}")]
+    Fulfil {
+        /// The DDL.
+        commit_ts: CommitTs,
+        /// Why.
+        fault: TranslateFault,
+    },
     /// A shaping task panicked.
     #[error("a shaping task did not come back")]
     Shaping,
+}
+
+impl SinkError {
+    /// True if a new epoch may succeed.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Log(error) => error.is_retryable(),
+            Self::Shaping => true,
+            Self::Translate(_) | Self::InFlight(_) | Self::Fulfil { .. } => false,
+        }
+    }
 }
 
 impl From<crate::sequence::SequenceError> for SinkError {
@@ -119,11 +153,14 @@ pub struct SinkOptions {
 
 /// The sink of one epoch.
 #[derive(Debug)]
-pub struct Sink {
+pub struct Sink<H> {
     producer: Producer,
     sequencer: Sequencer,
     options: SinkOptions,
     status: Status,
+    /// Asked about columns that do not exist yet.
+    history: Arc<H>,
+    inflight: InFlight,
     /// The open Kafka transaction.
     acks: Option<Arc<Acks>>,
     begun: Instant,
@@ -135,14 +172,22 @@ pub struct Sink {
     tick_due: tokio::time::Instant,
 }
 
-impl Sink {
+impl<H: SchemaHistory> Sink<H> {
     /// Over a producer that has fenced its predecessor.
-    pub fn new(producer: Producer, sequencer: Sequencer, options: SinkOptions, status: Status) -> Self {
+    pub fn new(
+        producer: Producer,
+        sequencer: Sequencer,
+        options: SinkOptions,
+        history: Arc<H>,
+        status: Status,
+    ) -> Self {
         Self {
             producer,
             sequencer,
             options,
             status,
+            history,
+            inflight: InFlight::default(),
             acks: None,
             begun: Instant::now(),
             budgets: Vec::new(),
@@ -238,7 +283,10 @@ impl Sink {
                         self.transaction(transaction).await?;
                     }
                 }
-                Work::Ddl { commit_ts, records, entry } => self.ddl(commit_ts, records, entry).await?,
+                Work::Ddl { commit_ts, records, entry, reshaped, dropped } => {
+                    let updates = self.fulfil(commit_ts, &reshaped, &dropped)?;
+                    self.ddl(commit_ts, records, entry, updates).await?;
+                }
                 Work::Resolved(watermark) => self.sequencer.advance(watermark),
                 gap @ Work::Gap { .. } => {
                     left_over = Some(gap);
@@ -260,6 +308,7 @@ impl Sink {
         metrics::skipped_rows(shaped.discarded, shaped.filtered);
         let commit_ts = shaped.header.commit_ts;
         if shaped.header.changes == 0 {
+            self.hold(commit_ts, shaped.held).await?;
             self.sequencer.advance(commit_ts.0);
             return Ok(());
         }
@@ -279,8 +328,9 @@ impl Sink {
                 for record in records.iter().filter(|record| record.change >= opened.skip_changes) {
                     self.row(record).await?;
                 }
+                self.hold(commit_ts, shaped.held).await?;
             }
-            Rows::Sliced(rows) => self.sliced(*rows, opened.skip_changes).await?,
+            Rows::Sliced(rows) => self.sliced(commit_ts, *rows, opened.skip_changes).await?,
         }
         self.sequencer.close()?;
         if self.sequencer.has_open() {
@@ -290,8 +340,14 @@ impl Sink {
     }
 
     /// A transaction too large to be shaped at once. Over `max-kafka-transaction` it goes out in parts.
-    async fn sliced(&mut self, mut rows: TxnRows, skip_changes: u32) -> Result<(), SinkError> {
+    async fn sliced(
+        &mut self,
+        commit_ts: CommitTs,
+        mut rows: TxnRows,
+        skip_changes: u32,
+    ) -> Result<(), SinkError> {
         rows.skip(skip_changes)?;
+        let mut held = rows.take_held();
         loop {
             let shape = self.options.shape;
             let (slice, back) = tokio::task::spawn_blocking(move || {
@@ -302,8 +358,10 @@ impl Sink {
             .map_err(|_| SinkError::Shaping)?;
             rows = back;
             let slice = slice?;
+            held.append(&mut rows.take_held());
             if slice.is_empty() {
-                return Ok(());
+                // The transaction counts as a whole: until it is closed, the watermark stays before it.
+                return self.hold(commit_ts, held).await;
             }
             if self.sequencer.batch_bytes() + SLICE > self.options.max_transaction
                 && self.sequencer.batch_bytes() > 0
@@ -325,11 +383,48 @@ impl Sink {
         Ok(())
     }
 
+    /// Holds values for columns that do not exist yet.
+    async fn hold(&mut self, commit_ts: CommitTs, changes: Vec<HeldChange>) -> Result<(), SinkError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        for table_id in self.inflight.strangers(&changes) {
+            // TiDB tells the default of a column that is being added; without an answer everything is held.
+            let asked = tokio::time::timeout(ASK, self.history.table(table_id)).await;
+            let info = asked.ok().and_then(Result::ok).flatten();
+            self.inflight.learn(table_id, &changes, info.as_ref());
+        }
+        self.inflight.take(commit_ts, changes)?;
+        self.sequencer.held(self.inflight.oldest());
+        Ok(())
+    }
+
+    /// The updates that bring held values into the columns that a DDL made.
+    fn fulfil(
+        &mut self,
+        commit_ts: CommitTs,
+        reshaped: &[(Arc<Definition>, Arc<Definition>)],
+        dropped: &[i64],
+    ) -> Result<Vec<RowRecord>, SinkError> {
+        let mut records = Vec::new();
+        for (before, after) in reshaped {
+            let updates = self.inflight.fulfil(before, after)?;
+            if after.place.is_some() {
+                let shaped = self.options.shape.fulfilled(after, updates, &mut records);
+                shaped.map_err(|fault| SinkError::Fulfil { commit_ts, fault })?;
+            }
+        }
+        dropped.iter().for_each(|table_id| self.inflight.dropped(*table_id));
+        self.sequencer.held(self.inflight.oldest());
+        Ok(records)
+    }
+
     async fn ddl(
         &mut self,
         commit_ts: CommitTs,
         records: Vec<SchemaTopicRecord>,
         entry: Option<TxnHeader>,
+        updates: Vec<RowRecord>,
     ) -> Result<(), SinkError> {
         if entry.as_ref().is_some_and(|header| !self.sequencer.fits(header)) {
             self.settle("batch").await?;
@@ -340,7 +435,11 @@ impl Sink {
         }
         match entry {
             Some(header) => {
-                self.sequencer.open(header)?;
+                let changes = updates.last().map_or(0, |last| last.change + 1);
+                self.sequencer.open(TxnHeader { changes, ..header })?;
+                for record in &updates {
+                    self.row(record).await?;
+                }
                 self.sequencer.close()?;
             }
             // The definitions and the watermark that covers them belong into one Kafka transaction.

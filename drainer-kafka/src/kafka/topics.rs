@@ -127,6 +127,11 @@ pub async fn verify(kafka: &Kafka, topic: &str, purpose: Purpose) -> Result<usiz
     }
     for (key, wanted) in purpose.demanded() {
         let found = settings.get(*key).map(String::as_str).unwrap_or_default();
+        if found.is_empty() {
+            // A broker that has not heard of a new topic's configuration yet describes it without values.
+            let source = rdkafka::error::KafkaError::AdminOp(RDKafkaErrorCode::UnknownTopicOrPartition);
+            return Err(LogError::Kafka { what: format!("{}: {key} has no value yet", what()), source });
+        }
         if found != *wanted {
             return Err(LogError::Refused(format!(
                 "topic {topic} has {key}={found}, the log needs {key}={wanted}: with the other setting records would be \

@@ -8,7 +8,7 @@ use std::future::Future;
 
 use bytes::Bytes;
 use node::tidb_status::{StatusError, TidbStatus};
-use tidb::model::Job;
+use tidb::model::{Job, TableInfo};
 use tidb::schema_api::{
     DDL_HISTORY_LIMIT, DDL_HISTORY_PATH, DDL_JOB_PATH, DdlJobVersions, MVCC_DECODE_QUERY, SCHEMA_PATH,
 };
@@ -55,6 +55,9 @@ pub trait SchemaHistory: Send + Sync + 'static {
         job_id: i64,
         start_ts: StartTs,
     ) -> impl Future<Output = Result<Option<Job>, HistoryError>> + Send;
+
+    /// The table as it is now, jobs in flight included; `None` if there is none.
+    fn table(&self, table_id: i64) -> impl Future<Output = Result<Option<TableInfo>, HistoryError>> + Send;
 
     /// JSON lists of the databases, or of the tables of one.
     fn schema(&self, database: Option<&str>) -> impl Future<Output = Result<Bytes, HistoryError>> + Send;
@@ -106,6 +109,16 @@ impl SchemaHistory for StatusPort {
         match jobs.into_iter().find(|job| job.id == job_id) {
             Some(job) => Ok(Some(job)),
             None => self.unfinished(job_id, start_ts).await,
+        }
+    }
+
+    async fn table(&self, table_id: i64) -> Result<Option<TableInfo>, HistoryError> {
+        let path = format!("{SCHEMA_PATH}?table_id={table_id}");
+        match self.status.get(&path, MAX_ANSWER).await {
+            Ok(body) => serde_json::from_slice(&body)
+                .map_err(|e| HistoryError::Unreadable { path, reason: e.to_string() }),
+            Err(StatusError::Refused { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 

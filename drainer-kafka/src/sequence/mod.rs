@@ -224,6 +224,8 @@ pub struct Sequencer {
     unfinished: Option<Unfinished>,
     open: Option<Open>,
     since_summary: u32,
+    /// Rows after it brought values that are held; see `CommitRecord.pull_from`.
+    held_after: Option<Tso>,
     batch: Batch,
 }
 
@@ -264,7 +266,18 @@ impl Sequencer {
         unfinished: Option<Unfinished>,
     ) -> Self {
         let batch = Batch::default();
-        Self { feed, epoch, next_seq, watermark, ends, unfinished, open: None, since_summary: 0, batch }
+        Self {
+            feed,
+            epoch,
+            next_seq,
+            watermark,
+            ends,
+            unfinished,
+            open: None,
+            since_summary: 0,
+            held_after: None,
+            batch,
+        }
     }
 
     /// This epoch's number.
@@ -309,6 +322,11 @@ impl Sequencer {
     /// Everything at or below `watermark` has been sequenced, or does not exist.
     pub fn advance(&mut self, watermark: Tso) {
         self.watermark = self.watermark.max(watermark);
+    }
+
+    /// The first transaction whose values for coming columns are held, up to the batch at hand.
+    pub fn held(&mut self, oldest: Option<CommitTs>) {
+        self.held_after = oldest.map(|commit_ts| commit_ts.0.prev());
     }
 
     /// True if nothing is in the batch.
@@ -529,6 +547,7 @@ impl Sequencer {
             watermark: self.watermark.get(),
             next_seq: seq_of_open.unwrap_or(self.next_seq),
             summary,
+            pull_from: self.held_after.map_or(0, Tso::get),
             body: Some(body),
         }
     }
@@ -576,3 +595,6 @@ impl Open {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

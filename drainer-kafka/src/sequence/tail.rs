@@ -114,6 +114,8 @@ pub struct Tail {
     pub ends: BTreeMap<TopicPartition, i64>,
     /// A transaction in the middle of which the log ends.
     pub unfinished: Option<Unfinished>,
+    /// Where to read the pumps from: the watermark, or before it where values are held.
+    pub pull_from: Tso,
 }
 
 /// Why the commit stream cannot be continued.
@@ -172,6 +174,7 @@ impl TailReader {
                 rules_hash: summary.rules_hash,
                 ends: ends.collect(),
                 unfinished: summary.unfinished.as_ref().map(Unfinished::after),
+                pull_from: Tso::new(record.watermark),
             };
             if let Some(before) = &self.tail {
                 before.check_successor(record)?;
@@ -183,6 +186,10 @@ impl TailReader {
         tail.epoch = record.epoch;
         tail.watermark = Tso::new(record.watermark);
         tail.next_seq = record.next_seq;
+        tail.pull_from = match record.pull_from {
+            0 => tail.watermark,
+            from => Tso::new(from).min(tail.watermark),
+        };
         match body {
             Body::Txns(txns) => {
                 tail.name_ranges(&txns.ranges);
