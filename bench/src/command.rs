@@ -154,4 +154,3 @@ pub struct Suite {
     #[arg(long)]
     pub original_only: bool,
 }
-

@@ -49,10 +49,14 @@ impl Link {
     /// # Errors
     /// Nobody answers there, or not in HTTP/2.
     pub async fn connect(addr: &str) -> anyhow::Result<(Self, Connection)> {
-        let stream = TcpStream::connect(addr).await.with_context(|| format!("connect to the pump at {addr}"))?;
+        let stream =
+            TcpStream::connect(addr).await.with_context(|| format!("connect to the pump at {addr}"))?;
         stream.set_nodelay(true)?;
         let mut builder = h2::client::Builder::new();
-        builder.initial_window_size(1 << 20).initial_connection_window_size(1 << 24).max_concurrent_reset_streams(0);
+        builder
+            .initial_window_size(1 << 20)
+            .initial_connection_window_size(1 << 24)
+            .max_concurrent_reset_streams(0);
         let handshake = builder.handshake::<_, Bytes>(stream).await;
         let (send, connection) = handshake.with_context(|| format!("HTTP/2 with the pump at {addr}"))?;
         // How it ends is seen by the calls that it carries.
@@ -120,7 +124,9 @@ fn refused(code: u16, message: String) -> Failure {
 
 /// Looks at a gRPC status, which must be there `at_end`.
 fn check(headers: &HeaderMap, at_end: bool) -> Result<(), Failure> {
-    let text = |name| headers.get(name).map(|value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    let text = |name| {
+        headers.get(name).map(|value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned())
+    };
     match text("grpc-status") {
         Some(code) if code == "0" => Ok(()),
         Some(code) => Err(refused(code.parse().unwrap_or(2), text("grpc-message").unwrap_or_default())),

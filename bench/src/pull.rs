@@ -117,7 +117,11 @@ pub async fn measure(
     let seconds = began.elapsed().as_secs_f64();
     let after = cpu()?;
     if let Some(expected) = range.expected {
-        ensure!(check.transactions == expected, "{} transactions came, {expected} were stored", check.transactions);
+        ensure!(
+            check.transactions == expected,
+            "{} transactions came, {expected} were stored",
+            check.transactions
+        );
     }
     let micros = |time: std::time::Duration| time.as_secs_f64() * 1e6 / check.transactions.max(1) as f64;
     Ok(Measured {
@@ -179,7 +183,8 @@ async fn original(channel: Channel, cluster_id: u64, check: &mut Check) -> anyho
     let mut client = PumpClient::new(channel).max_decoding_message_size(usize::MAX);
     let mut stream = client.pull_binlogs(PullBinlogReq { cluster_id, start_from }).await?.into_inner();
     while !check.is_done() {
-        let entity = stream.message().await?.context("the pull ended early")?.entity.context("an empty answer")?;
+        let entity =
+            stream.message().await?.context("the pull ended early")?.entity.context("an empty answer")?;
         let bytes = entity.payload.len();
         let binlog = Binlog::decode(entity.payload)?;
         let commit_ts = binlog.commit_ts.unwrap_or(0) as u64;

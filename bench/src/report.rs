@@ -86,7 +86,10 @@ fn mib(bytes: u64) -> f64 {
 fn row(result: &Result) -> (String, String) {
     match result {
         Result::Disk(m) => (
-            format!("{:<9} {:>8} {:>9} {:>9} {:>8} {:>8} {:>8}", "space", "bytes", "syncs/s", "MiB/s", "p50 ms", "p99 ms", "max ms"),
+            format!(
+                "{:<9} {:>8} {:>9} {:>9} {:>8} {:>8} {:>8}",
+                "space", "bytes", "syncs/s", "MiB/s", "p50 ms", "p99 ms", "max ms"
+            ),
             format!(
                 "{:<9} {:>8} {:>9.0} {:>9.1} {:>8.2} {:>8.2} {:>8.2}",
                 format!("{:?}", m.space).to_lowercase(),
@@ -101,7 +104,20 @@ fn row(result: &Result) -> (String, String) {
         Result::Store(m) => (
             format!(
                 "{:<8} {:>8} {:>7} {:>9} {:>8} {:>8} {:>7} {:>6} {:>8} {:>10} {:>9} {:>9} {:>9} {:>7}",
-                "store", "sessions", "bytes", "txn/s", "p50 ms", "p99 ms", "cpu s/M", "writes", "rss MiB", "read txn/s", "disk MiB", "after gc", "gc s", "open s"
+                "store",
+                "sessions",
+                "bytes",
+                "txn/s",
+                "p50 ms",
+                "p99 ms",
+                "cpu s/M",
+                "writes",
+                "rss MiB",
+                "read txn/s",
+                "disk MiB",
+                "after gc",
+                "gc s",
+                "open s"
             ),
             format!(
                 "{:<8} {:>8} {:>7} {:>9.0} {:>8.2} {:>8.2} {:>7.1} {:>5.2}x {:>8.0} {:>10.0} {:>9.0} {:>9.0} {:>9.2} {:>7.2}",
@@ -124,7 +140,16 @@ fn row(result: &Result) -> (String, String) {
         Result::Ingest(m) => (
             format!(
                 "{:<12} {:>7} {:>9} {:>8} {:>8} {:>8} {:>8} {:>12} {:>12} {:>12}",
-                "ingest", "bytes", "txn/s", "p50 ms", "p99 ms", "max ms", "refused", "pump us/txn", "client", "pump RSS MiB"
+                "ingest",
+                "bytes",
+                "txn/s",
+                "p50 ms",
+                "p99 ms",
+                "max ms",
+                "refused",
+                "pump us/txn",
+                "client",
+                "pump RSS MiB"
             ),
             format!(
                 "{:<12} {:>7} {:>9.0} {:>8.2} {:>8.2} {:>8.2} {:>8} {:>12.1} {:>12.1} {:>12.0}",

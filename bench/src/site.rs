@@ -114,10 +114,12 @@ impl Site {
         loop {
             let refused = match Link::connect(&pump.addr).await {
                 // TiDB's own probe.
-                Ok((link, _connection)) => match link.write(frame(self.pd.cluster_id(), Bytes::new())).await {
-                    Ok(()) => return Ok(pump),
-                    Err(refused) => refused.to_string(),
-                },
+                Ok((link, _connection)) => {
+                    match link.write(frame(self.pd.cluster_id(), Bytes::new())).await {
+                        Ok(()) => return Ok(pump),
+                        Err(refused) => refused.to_string(),
+                    }
+                }
                 Err(error) => format!("{error:#}"),
             };
             if let Some(status) = pump.child.0.try_wait()? {

@@ -20,7 +20,9 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use prost::Message as _;
 use schemas::digest::{TxnDigest, record_checksum};
-use schemas::sluice::v1::{CommitRecord, Gap, Layout, Part, PartitionRange, RowMeta, Start as StartRecord, Txn};
+use schemas::sluice::v1::{
+    CommitRecord, Gap, Layout, Part, PartitionRange, RowMeta, Start as StartRecord, Txn,
+};
 use schemas::sluice::v1::{TxnKind, commit_record::Body};
 use tidb::ts::CommitTs;
 
@@ -35,7 +37,9 @@ pub enum AlignError {
     #[error(transparent)]
     Chain(#[from] ChainError),
     /// A range lies before one already read.
-    #[error("the commit record at offset {commit} names offsets {first}..={last} of {topic} partition {partition}, but offsets up to {read} were already read: the partition went back")]
+    #[error(
+        "the commit record at offset {commit} names offsets {first}..={last} of {topic} partition {partition}, but offsets up to {read} were already read: the partition went back"
+    )]
     RangeBack {
         /// Topic of the range.
         topic: String,
@@ -51,7 +55,9 @@ pub enum AlignError {
         commit: i64,
     },
     /// Rows are missing or there are too many.
-    #[error("torn transaction: {topic} partition {partition} should hold {expected} records at offsets {first}..={last} for the commit record at offset {commit}, but {seen} were there")]
+    #[error(
+        "torn transaction: {topic} partition {partition} should hold {expected} records at offsets {first}..={last} for the commit record at offset {commit}, but {seen} were there"
+    )]
     Torn {
         /// Topic of the range.
         topic: String,
@@ -284,7 +290,9 @@ impl Aligner {
                     return Err(bad("does not follow the part before it").into());
                 }
             }
-            None if wanted && part.part != 0 => return Err(bad("the parts before it are not in the log").into()),
+            None if wanted && part.part != 0 => {
+                return Err(bad("the parts before it are not in the log").into());
+            }
             None => {}
         }
         let open = self.open.get_or_insert_with(|| OpenTxn {
@@ -322,7 +330,9 @@ impl Aligner {
             let PartitionRange { topic, partition, first, last, count } = range;
             // A range of n records spans at least n offsets.
             if *first < 0 || last < first || *count == 0 || *count > last.abs_diff(*first) + 1 {
-                let what = format!("its range {first}..={last} of {topic} partition {partition} cannot hold {count} records");
+                let what = format!(
+                    "its range {first}..={last} of {topic} partition {partition} cannot hold {count} records"
+                );
                 return Err(ChainError::Malformed { offset, what }.into());
             }
             let read = self.read_to.entry((topic.clone(), *partition)).or_insert(-1);
@@ -349,7 +359,8 @@ impl Aligner {
         value: Option<Bytes>,
     ) -> Result<Taken, AlignError> {
         let Some(work) = &mut self.work else { return Ok(Taken::Stranger) };
-        let Some((PartitionRange { topic, partition, first, last, .. }, seen)) = work.ranges.get_mut(range) else {
+        let Some((PartitionRange { topic, partition, first, last, .. }, seen)) = work.ranges.get_mut(range)
+        else {
             return Ok(Taken::Stranger);
         };
         let Some(meta) = meta.and_then(|meta| RowMeta::decode(meta).ok()) else { return Ok(Taken::Stranger) };
@@ -370,11 +381,16 @@ impl Aligner {
             return bad(format!("transaction {} has other timestamps in the commit stream", meta.seq));
         }
         if expected.changes.is_some_and(|changes| changes != meta.changes) {
-            return bad(format!("transaction {} has another number of changes in the commit stream", meta.seq));
+            return bad(format!(
+                "transaction {} has another number of changes in the commit stream",
+                meta.seq
+            ));
         }
         if meta.record >= meta.records || meta.change >= meta.changes {
             let RowMeta { change, changes, record, records, .. } = meta;
-            return bad(format!("it claims to be record {record} of {records} of change {change} of {changes}"));
+            return bad(format!(
+                "it claims to be record {record} of {records} of change {change} of {changes}"
+            ));
         }
         let found = record_checksum(key, value.as_deref());
         if found != meta.checksum {
@@ -440,7 +456,8 @@ impl Aligner {
                         continue;
                     }
                     let within = self.chain.position_within(&txn, work.offset);
-                    let Some(after) = (if Some(txn.seq) == last { Some(position.clone()) } else { within }) else {
+                    let Some(after) = (if Some(txn.seq) == last { Some(position.clone()) } else { within })
+                    else {
                         continue;
                     };
                     let (epoch, commits_offset) = match &open {
@@ -448,15 +465,27 @@ impl Aligner {
                         _ => (work.epoch, work.offset),
                     };
                     let commit_ts = self.chain.floor();
-                    let before = Position { epoch, commits_offset, seq: txn.seq - 1, commit_ts, ..position.clone() };
+                    let before =
+                        Position { epoch, commits_offset, seq: txn.seq - 1, commit_ts, ..position.clone() };
                     waiting.push_back(Waiting { txn, before, after });
                 }
-                Ok(Batch { dir: self.dir.clone(), budget: self.budget / 2, sorted: Some(sorted), waiting, open })
+                Ok(Batch {
+                    dir: self.dir.clone(),
+                    budget: self.budget / 2,
+                    sorted: Some(sorted),
+                    waiting,
+                    open,
+                })
             }
         }
     }
 
-    fn finish_part(&mut self, part: &Part, offset: i64, mut sorted: Peekable<Sorted>) -> Result<(), AlignError> {
+    fn finish_part(
+        &mut self,
+        part: &Part,
+        offset: i64,
+        mut sorted: Peekable<Sorted>,
+    ) -> Result<(), AlignError> {
         let Some(open) = &mut self.open else { return Ok(()) };
         let mut walk = Walk { next_change: open.changes, record: None, digest: open.digest };
         for row in sorted.by_ref() {
@@ -569,7 +598,11 @@ impl Batch {
             return bad(format!("{} of its {} changes are whole", walk.next_change, txn.changes));
         }
         if walk.digest.value() != txn.digest {
-            return bad(format!("its digest is {:08x}, its records make {:08x}", txn.digest, walk.digest.value()));
+            return bad(format!(
+                "its digest is {:08x}, its records make {:08x}",
+                txn.digest,
+                walk.digest.value()
+            ));
         }
         if txn.kind() == TxnKind::Ddl && txn.ddl.is_none() {
             return bad("it is a schema change without an entry that says which".to_owned());

@@ -11,7 +11,9 @@
 use std::cmp::Ordering;
 
 use schemas::CONTRACT_VERSION;
-use schemas::sluice::v1::{CommitRecord, Part, Start as StartRecord, Txn, TxnKind, Txns, commit_record::Body};
+use schemas::sluice::v1::{
+    CommitRecord, Part, Start as StartRecord, Txn, TxnKind, Txns, commit_record::Body,
+};
 use tidb::ts::CommitTs;
 
 use crate::position::{FeedId, Position};
@@ -81,7 +83,9 @@ pub enum ChainError {
         offset: i64,
     },
     /// Written for another contract.
-    #[error("epoch {epoch} is written in version {found} of the contract; this build reads version {CONTRACT_VERSION}")]
+    #[error(
+        "epoch {epoch} is written in version {found} of the contract; this build reads version {CONTRACT_VERSION}"
+    )]
     UnknownVersion {
         /// The epoch.
         epoch: u64,
@@ -102,7 +106,9 @@ pub enum ChainError {
         watermark: CommitTs,
     },
     /// A transaction is missing or came twice.
-    #[error("transaction {expected} should follow at offset {offset}, but it is {found}: transactions are missing or repeated")]
+    #[error(
+        "transaction {expected} should follow at offset {offset}, but it is {found}: transactions are missing or repeated"
+    )]
     SeqGap {
         /// The next number.
         expected: u64,
@@ -261,7 +267,13 @@ impl Chain {
     /// The point after transaction `txn` of a record at `offset` that holds more transactions after it.
     pub fn position_within(&self, txn: &Txn, offset: i64) -> Option<Position> {
         let commit_ts = CommitTs::new(txn.commit_ts).max(self.floor);
-        Some(Position { feed_id: self.feed_id?, epoch: self.epoch, seq: txn.seq, commit_ts, commits_offset: offset })
+        Some(Position {
+            feed_id: self.feed_id?,
+            epoch: self.epoch,
+            seq: txn.seq,
+            commit_ts,
+            commits_offset: offset,
+        })
     }
 
     /// Checks the record at `offset` and moves on past it. After an error the chain must not be used.
@@ -271,7 +283,8 @@ impl Chain {
         }
         self.last_offset = Some(offset);
         let malformed = |what: &str| ChainError::Malformed { offset, what: what.to_owned() };
-        let found = FeedId::from_bytes(&record.feed_id).ok_or_else(|| malformed("its feed id is not 16 bytes"))?;
+        let found =
+            FeedId::from_bytes(&record.feed_id).ok_or_else(|| malformed("its feed id is not 16 bytes"))?;
         let expected = *self.feed_id.get_or_insert(found);
         if expected != found {
             return Err(ChainError::WrongFeed { expected, found, offset });
@@ -328,7 +341,8 @@ impl Chain {
             }
             Body::Txns(Txns { txns, .. }) if !txns.is_empty() => {
                 // The parts of a parted one came before the log's start.
-                let from = if txns[0].parted { CommitTs::new(txns[0].commit_ts) } else { before(txns[0].commit_ts) };
+                let from =
+                    if txns[0].parted { CommitTs::new(txns[0].commit_ts) } else { before(txns[0].commit_ts) };
                 (txns[0].seq, from, before(txns[0].commit_ts))
             }
             Body::Part(part) => {
@@ -367,7 +381,13 @@ impl Chain {
         Ok(())
     }
 
-    fn txns(&mut self, offset: i64, watermark: CommitTs, txns: &Txns, resumed: bool) -> Result<(), ChainError> {
+    fn txns(
+        &mut self,
+        offset: i64,
+        watermark: CommitTs,
+        txns: &Txns,
+        resumed: bool,
+    ) -> Result<(), ChainError> {
         let mut above = self.watermark;
         for txn in &txns.txns {
             if txn.kind() == TxnKind::Unspecified {
@@ -398,7 +418,12 @@ impl Chain {
         }
         let commit_ts = CommitTs::new(part.commit_ts);
         if commit_ts <= watermark || commit_ts <= self.watermark {
-            return Err(ChainError::OutOfOrder { seq: part.seq, commit_ts, above: watermark.max(self.watermark), offset });
+            return Err(ChainError::OutOfOrder {
+                seq: part.seq,
+                commit_ts,
+                above: watermark.max(self.watermark),
+                offset,
+            });
         }
         Ok(())
     }

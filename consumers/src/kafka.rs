@@ -134,6 +134,9 @@ pub enum Polled {
 /// Reads partitions. See the module's description.
 pub struct LogReader {
     consumer: Arc<BaseConsumer<Context>>,
+    config: ClientConfig,
+    /// Sees what is not committed yet, too; only asked for ends, and made when it is.
+    uncommitted: Option<BaseConsumer<Context>>,
     queues: HashMap<(String, i32), Queue>,
 }
 
@@ -156,8 +159,11 @@ struct Context;
 
 impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
-        // The client retries by itself whatever arrives here.
-        warn!(%error, reason, "kafka client reported trouble");
+        match error {
+            KafkaError::PartitionEOF(_) | KafkaError::Global(RDKafkaErrorCode::PartitionEOF) => {}
+            // The client retries by itself whatever else arrives here.
+            error => warn!(%error, reason, "kafka client reported trouble"),
+        }
     }
 }
 
@@ -195,7 +201,7 @@ impl LogReader {
             config.set(key, value);
         }
         let consumer: BaseConsumer<Context> = config.create_with_context(Context)?;
-        Ok(Self { consumer: Arc::new(consumer), queues: HashMap::new() })
+        Ok(Self { consumer: Arc::new(consumer), config, uncommitted: None, queues: HashMap::new() })
     }
 
     /// Begins (or begins again) to read a partition at `offset`.
@@ -297,20 +303,21 @@ impl LogReader {
 
     /// First offset there is, and the one after the last that may be read.
     pub fn bounds(&self, topic: &str, partition: i32) -> Result<(i64, i64), ReadError> {
-        self.consumer.fetch_watermarks(topic, partition, ASK).map_err(|error| match error {
-            KafkaError::MetadataFetch(
-                RDKafkaErrorCode::UnknownTopicOrPartition
-                | RDKafkaErrorCode::UnknownTopic
-                | RDKafkaErrorCode::UnknownPartition,
-            ) => ReadError::NoTopic { topic: topic.to_owned(), partition },
-            KafkaError::MetadataFetch(
-                code @ (RDKafkaErrorCode::TopicAuthorizationFailed
-                | RDKafkaErrorCode::ClusterAuthorizationFailed
-                | RDKafkaErrorCode::Authentication
-                | RDKafkaErrorCode::SaslAuthenticationFailed),
-            ) => ReadError::Refused { topic: topic.to_owned(), reason: code.to_string() },
-            other => ReadError::Client(other),
-        })
+        bounds(&self.consumer, topic, partition)
+    }
+
+    /// The one after the last offset there is, committed or not. Nothing below it that was ever acknowledged is missing
+    /// behind it.
+    pub fn end_of_log(&mut self, topic: &str, partition: i32) -> Result<i64, ReadError> {
+        let uncommitted = match self.uncommitted.take() {
+            Some(consumer) => consumer,
+            None => {
+                self.config.clone().set("isolation.level", "read_uncommitted").create_with_context(Context)?
+            }
+        };
+        let bounds = bounds(&uncommitted, topic, partition);
+        self.uncommitted = Some(uncommitted);
+        Ok(bounds?.1)
     }
 
     /// Number of partitions of a topic; 0 if the brokers do not know it.
@@ -334,7 +341,9 @@ impl LogReader {
     /// The brokers said they do not know the topic. That may be for a moment only, while they restart.
     fn missing(&mut self, topic: &str, partition: i32) -> Result<Polled, ReadError> {
         let known = self.partitions(topic).unwrap_or(usize::MAX) > partition.unsigned_abs() as usize;
-        let Some(queue) = self.queues.get_mut(&(topic.to_owned(), partition)) else { return Ok(Polled::Nothing) };
+        let Some(queue) = self.queues.get_mut(&(topic.to_owned(), partition)) else {
+            return Ok(Polled::Nothing);
+        };
         if known {
             let next = queue.next;
             // It is there (again). Reading on at the same offset tells whether it is the same topic.
@@ -361,4 +370,21 @@ impl LogReader {
             }
         }
     }
+}
+
+fn bounds(consumer: &BaseConsumer<Context>, topic: &str, partition: i32) -> Result<(i64, i64), ReadError> {
+    consumer.fetch_watermarks(topic, partition, ASK).map_err(|error| match error {
+        KafkaError::MetadataFetch(
+            RDKafkaErrorCode::UnknownTopicOrPartition
+            | RDKafkaErrorCode::UnknownTopic
+            | RDKafkaErrorCode::UnknownPartition,
+        ) => ReadError::NoTopic { topic: topic.to_owned(), partition },
+        KafkaError::MetadataFetch(
+            code @ (RDKafkaErrorCode::TopicAuthorizationFailed
+            | RDKafkaErrorCode::ClusterAuthorizationFailed
+            | RDKafkaErrorCode::Authentication
+            | RDKafkaErrorCode::SaslAuthenticationFailed),
+        ) => ReadError::Refused { topic: topic.to_owned(), reason: code.to_string() },
+        other => ReadError::Client(other),
+    })
 }

@@ -9,18 +9,50 @@ use tidb::ts::CommitTs;
 
 /// Describes them. Call once, after the recorder is installed.
 pub fn describe() {
-    describe_counter!("consumer_transactions_total", Unit::Count, "transactions and schema changes read off the log, whole");
+    describe_counter!(
+        "consumer_transactions_total",
+        Unit::Count,
+        "transactions and schema changes read off the log, whole"
+    );
     describe_counter!("consumer_rows_total", Unit::Count, "row changes read off the log, by op");
-    describe_counter!("consumer_stranger_records_total", Unit::Count, "records of row topics that belong to no transaction read");
-    describe_counter!("consumer_stale_records_total", Unit::Count, "records of epochs that were over, ignored");
-    describe_gauge!("consumer_log_commit_ts_milliseconds", Unit::Milliseconds, "newest watermark seen in the commit stream, as Unix time");
-    describe_gauge!("consumer_commit_ts_milliseconds", Unit::Milliseconds, "where the target stands, as Unix time");
-    describe_gauge!("consumer_lag_seconds", Unit::Seconds, "newest watermark seen minus where the target stands");
+    describe_counter!(
+        "consumer_stranger_records_total",
+        Unit::Count,
+        "records of row topics that belong to no transaction read"
+    );
+    describe_counter!(
+        "consumer_stale_records_total",
+        Unit::Count,
+        "records of epochs that were over, ignored"
+    );
+    describe_gauge!(
+        "consumer_log_commit_ts_milliseconds",
+        Unit::Milliseconds,
+        "newest watermark seen in the commit stream, as Unix time"
+    );
+    describe_gauge!(
+        "consumer_commit_ts_milliseconds",
+        Unit::Milliseconds,
+        "where the target stands, as Unix time"
+    );
+    describe_gauge!(
+        "consumer_lag_seconds",
+        Unit::Seconds,
+        "newest watermark seen minus where the target stands"
+    );
     describe_gauge!("consumer_seq", Unit::Count, "number of the last transaction in the target");
     describe_histogram!("apply_batch_seconds", Unit::Seconds, "one downstream transaction, begin to commit");
-    describe_histogram!("apply_batch_transactions", Unit::Count, "upstream transactions folded into one downstream transaction");
+    describe_histogram!(
+        "apply_batch_transactions",
+        Unit::Count,
+        "upstream transactions folded into one downstream transaction"
+    );
     describe_counter!("apply_rows_total", Unit::Count, "rows written downstream, by kind of statement");
-    describe_counter!("apply_folded_rows_total", Unit::Count, "row changes that later changes of the same batch made unnecessary");
+    describe_counter!(
+        "apply_folded_rows_total",
+        Unit::Count,
+        "row changes that later changes of the same batch made unnecessary"
+    );
     describe_counter!("apply_conflicts_total", Unit::Count, "rows that were not as the log says, by kind");
     describe_counter!("apply_retries_total", Unit::Count, "downstream transactions tried again");
     describe_counter!("apply_ddl_total", Unit::Count, "schema changes, by what became of them");

@@ -94,7 +94,10 @@ pub struct Position {
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { feed_id, epoch, seq, commit_ts, commits_offset } = self;
-        write!(f, "feed {feed_id} epoch {epoch} seq {seq} commit_ts {commit_ts} commit stream offset {commits_offset}")
+        write!(
+            f,
+            "feed {feed_id} epoch {epoch} seq {seq} commit_ts {commit_ts} commit stream offset {commits_offset}"
+        )
     }
 }
 
@@ -107,7 +110,13 @@ mod tests {
         let id = FeedId::from_bytes(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 255]).unwrap();
         assert_eq!(id.to_string(), "000102030405060708090a0b0c0d0eff");
         assert_eq!(id.to_string().parse::<FeedId>().unwrap(), id);
-        for bad in ["", "00", "000102030405060708090a0b0c0d0ef", "+00102030405060708090a0b0c0d0eff", "é00102030405060708090a0b0c0d0eff"] {
+        for bad in [
+            "",
+            "00",
+            "000102030405060708090a0b0c0d0ef",
+            "+00102030405060708090a0b0c0d0eff",
+            "é00102030405060708090a0b0c0d0eff",
+        ] {
             assert!(bad.parse::<FeedId>().is_err(), "{bad}");
         }
         assert!(FeedId::from_bytes(&[0; 15]).is_none());

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use prost::Message as _;
-use schemas::sluice::v1::{DatabaseDefinition, DdlRecord, RowMeta, SchemaRecord, TableDefinition};
 use schemas::sluice::v1::{Column, schema_record::Body};
+use schemas::sluice::v1::{DatabaseDefinition, DdlRecord, RowMeta, SchemaRecord, TableDefinition};
 use tidb::ts::CommitTs;
 
 /// One version of a table, with what is looked up all the time.
@@ -37,7 +37,8 @@ impl Table {
             definition.unique_keys.iter().map(|key| key.column_ids.iter().map(readable).collect()).collect();
         let identity = definition.unique_keys.iter().zip(&unique).find_map(|(key, places)| {
             let places = places.as_ref()?;
-            let never_null = places.iter().all(|place| definition.columns.get(*place).is_some_and(|c| c.not_null));
+            let never_null =
+                places.iter().all(|place| definition.columns.get(*place).is_some_and(|c| c.not_null));
             (key.primary || never_null).then(|| places.clone())
         });
         Self { places, identity, unique, definition }
@@ -125,7 +126,10 @@ impl SchemaView {
         let key = String::from_utf8_lossy(key.unwrap_or_default()).into_owned();
         let Some(value) = value else { return Ok(()) };
         let bad = |what: String| SchemaError { key: key.clone(), offset, what };
-        let meta = meta.map(RowMeta::decode).transpose().map_err(|_| bad("has a header that does not parse".into()))?;
+        let meta = meta
+            .map(RowMeta::decode)
+            .transpose()
+            .map_err(|_| bad("has a header that does not parse".into()))?;
         let value = match meta.filter(|meta| meta.records > 1) {
             None => value,
             Some(meta) => match self.chunk(&key, &meta, value) {
@@ -156,7 +160,8 @@ impl SchemaView {
     /// Chunk `j` of a value lies under `<key>/<j>`, the first under the plain key.
     fn chunk(&mut self, key: &str, meta: &RowMeta, value: Bytes) -> Option<Bytes> {
         let suffix = format!("/{}", meta.record);
-        let base = key.strip_suffix(&suffix).filter(|_| meta.record > 0 && key.split('/').count() > plain(key));
+        let base =
+            key.strip_suffix(&suffix).filter(|_| meta.record > 0 && key.split('/').count() > plain(key));
         let base = base.unwrap_or(key).to_owned();
         let chunks = self.chunks.entry(base.clone()).or_default();
         if chunks.records != meta.records {
@@ -184,7 +189,10 @@ impl SchemaView {
 
     /// Charset and collation of a database, as last defined: names are compared as TiDB does, without case.
     pub fn database(&self, name: &str) -> Option<&DatabaseDefinition> {
-        self.databases.values().filter(|database| !database.dropped).find(|d| d.name.eq_ignore_ascii_case(name))
+        self.databases
+            .values()
+            .filter(|database| !database.dropped)
+            .find(|d| d.name.eq_ignore_ascii_case(name))
     }
 
     /// Lets go of what nothing after `position` can name: all but the newest definition of each table made by then, and
@@ -253,7 +261,8 @@ mod tests {
     #[test]
     fn garbage_is_named() {
         let mut view = SchemaView::default();
-        let error = view.apply(5, Some(b"table/1/1"), Some(Bytes::from_static(b"\xff\xff")), None).unwrap_err();
+        let error =
+            view.apply(5, Some(b"table/1/1"), Some(Bytes::from_static(b"\xff\xff")), None).unwrap_err();
         assert!(error.to_string().contains("\"table/1/1\" at offset 5"), "{error}");
         assert!(view.apply(6, Some(b"table/1/1"), None, None).is_ok());
     }
@@ -261,10 +270,15 @@ mod tests {
     #[test]
     fn rows_are_told_apart_by_the_first_key_without_nulls() {
         let column = |id, not_null, generated| Column { id, not_null, generated, ..Default::default() };
-        let key = |primary, column_ids: &[i64]| Key { primary, column_ids: column_ids.to_vec(), ..Default::default() };
+        let key = |primary, column_ids: &[i64]| Key {
+            primary,
+            column_ids: column_ids.to_vec(),
+            ..Default::default()
+        };
         let columns = vec![column(10, false, false), column(11, true, false), column(12, true, true)];
         let identity = |unique_keys| {
-            let table = Table::new(TableDefinition { columns: columns.clone(), unique_keys, ..Default::default() });
+            let table =
+                Table::new(TableDefinition { columns: columns.clone(), unique_keys, ..Default::default() });
             table.identity().map(<[usize]>::to_vec)
         };
         assert_eq!(identity(vec![]), None);

@@ -56,10 +56,14 @@ pub fn decode(last: &RowRecord, value: Bytes, table: &Arc<Table>) -> Result<Chan
     let change = RowChange::decode(value).map_err(|error| bad(format!("does not parse: {error}")))?;
     if change.database != table.database() || change.table != table.name() {
         let (database, name) = (table.database(), table.name());
-        return Err(bad(format!("is of {}.{}, its definition of {database}.{name}", change.database, change.table)));
+        return Err(bad(format!(
+            "is of {}.{}, its definition of {database}.{name}",
+            change.database, change.table
+        )));
     }
     let op = change.op();
-    let image = |fields: Vec<Field>, which| row(fields, table).map_err(|what| bad(format!("{which}: {what}")));
+    let image =
+        |fields: Vec<Field>, which| row(fields, table).map_err(|what| bad(format!("{which}: {what}")));
     let kind = match op {
         Op::Insert => ChangeKind::Insert { after: image(change.after, "row")? },
         Op::Update => ChangeKind::Update {
@@ -75,8 +79,11 @@ pub fn decode(last: &RowRecord, value: Bytes, table: &Arc<Table>) -> Result<Chan
 fn row(fields: Vec<Field>, table: &Table) -> Result<Row, String> {
     let mut row: Row = vec![None; table.columns().len()].into();
     for field in fields {
-        let place = table.place(field.column_id).ok_or_else(|| format!("column id {} is not defined", field.column_id))?;
-        let value = field.value.ok_or_else(|| format!("column {} has no value", table.columns()[place].name))?;
+        let place = table
+            .place(field.column_id)
+            .ok_or_else(|| format!("column id {} is not defined", field.column_id))?;
+        let value =
+            field.value.ok_or_else(|| format!("column {} has no value", table.columns()[place].name))?;
         if row[place].replace(value).is_some() {
             return Err(format!("column {} is there twice", table.columns()[place].name));
         }

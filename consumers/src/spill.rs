@@ -290,7 +290,8 @@ mod tests {
     use super::*;
 
     fn records() -> impl Strategy<Value = Vec<RowRecord>> {
-        let record = (0..4_u64, 0..5_u32, 0..3_u32, any::<u32>(), proptest::collection::vec(any::<u8>(), 0..200));
+        let record =
+            (0..4_u64, 0..5_u32, 0..3_u32, any::<u32>(), proptest::collection::vec(any::<u8>(), 0..200));
         let record = record.prop_map(|(seq, change, record, checksum, value)| RowRecord {
             seq,
             change,

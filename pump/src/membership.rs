@@ -136,9 +136,8 @@ impl Membership {
             info!(node_id = self.node_id, "registered, telling the drainers");
             self.notify_drainers().await?;
         }
-        // Takes prewrites before TiDB is told to send them.
-        self.state.set(State::Online);
         self.publish(State::Online).await;
+        self.state.set(State::Online);
         info!(node_id = self.node_id, host = self.host, was = known.map(tracing::field::display), "online");
         Ok(())
     }

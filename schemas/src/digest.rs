@@ -46,7 +46,8 @@ mod tests {
     /// Bitwise CRC-32C, to check the library's against the definition.
     fn slow_crc32c(bytes: &[u8]) -> u32 {
         !bytes.iter().fold(!0_u32, |crc, byte| {
-            (0..8).fold(crc ^ u32::from(*byte), |c, _| if c & 1 == 1 { (c >> 1) ^ 0x82F6_3B78 } else { c >> 1 })
+            (0..8)
+                .fold(crc ^ u32::from(*byte), |c, _| if c & 1 == 1 { (c >> 1) ^ 0x82F6_3B78 } else { c >> 1 })
         })
     }
 
@@ -60,7 +61,8 @@ mod tests {
         let mut digest = TxnDigest::default();
         digest.push(104, 0, 0xDEAD_BEEF);
         digest.push(-1, 1, 1);
-        let bytes = b"\0\0\0\0\0\0\0\x68\0\0\0\0\xde\xad\xbe\xef\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\x01\0\0\0\x01";
+        let bytes =
+            b"\0\0\0\0\0\0\0\x68\0\0\0\0\xde\xad\xbe\xef\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\x01\0\0\0\x01";
         assert_eq!(digest.value(), slow_crc32c(bytes));
     }
 

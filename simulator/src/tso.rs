@@ -154,9 +154,15 @@ mod tests {
         assert_eq!(start, Tso::from_parts(499_000, 1));
         // Between 10 (sent) and 11 (its prewrite not yet acknowledged) there is nothing; 9 is the best, and stays it.
         for _ in 0..2 {
-            assert_eq!(clock.take(1, Tso::new(base + 10), Some(Tso::new(base + 11)), Tso::ZERO), Tso::new(base + 9));
+            assert_eq!(
+                clock.take(1, Tso::new(base + 10), Some(Tso::new(base + 11)), Tso::ZERO),
+                Tso::new(base + 9)
+            );
         }
-        assert_eq!(clock.take(2, Tso::new(base + 10), Some(Tso::new(base + 11)), Tso::ZERO), Tso::new(base + 9));
+        assert_eq!(
+            clock.take(2, Tso::new(base + 10), Some(Tso::new(base + 11)), Tso::ZERO),
+            Tso::new(base + 9)
+        );
         // 13 is the first that nobody took.
         assert_eq!(clock.take(1, Tso::new(base + 11), None, Tso::ZERO), Tso::new(base + 13));
         assert_eq!(clock.take(3, Tso::new(base + 11), None, Tso::ZERO), Tso::new(base + 16));

@@ -1,4 +1,10 @@
 //! Recorded folders played to pumps that check TiDB's, PD's and TiKV's promises record by record.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "what a test prepares may fail loudly"
+)]
 
 mod etcd;
 mod witness;

@@ -1,5 +1,11 @@
 //! The schema and the DDL history along a playback, against the states that were recorded beside it; and the status
 //! port over HTTP, found the way a drainer finds it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "what a test prepares may fail loudly"
+)]
 
 mod etcd;
 

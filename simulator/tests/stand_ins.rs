@@ -1,4 +1,10 @@
 //! PD's and TiKV's stand-ins over real connections, and etcd's services through PD's port.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "what a test prepares may fail loudly"
+)]
 
 mod etcd;
 

@@ -25,8 +25,12 @@ impl Engine for SegmentLog {
             .iter()
             .cloned()
             .map(|op| match op {
-                Op::Prewrite { start_ts, payload } => Record::Prewrite { start_ts, floor: start_ts.0, payload },
-                Op::Commit { start_ts, commit_ts, payload } => Record::Commit { start_ts, commit_ts, payload },
+                Op::Prewrite { start_ts, payload } => {
+                    Record::Prewrite { start_ts, floor: start_ts.0, payload }
+                }
+                Op::Commit { start_ts, commit_ts, payload } => {
+                    Record::Commit { start_ts, commit_ts, payload }
+                }
             })
             .collect();
         Ok(self.appender.append(&records)?)

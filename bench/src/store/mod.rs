@@ -177,8 +177,16 @@ pub fn measure(kind: Kind, load: Load, dir: &Path) -> anyhow::Result<Measured> {
         read = Scanned { count: read.count + part.count, bytes: read.bytes + part.bytes, last: part.last };
     }
     let read_seconds = began.elapsed().as_secs_f64();
-    anyhow::ensure!(read.count == transactions, "{kind:?} returned {} of {transactions} transactions", read.count);
-    anyhow::ensure!(read.bytes == transactions * load.payload as u64, "{kind:?} returned {} bytes", read.bytes);
+    anyhow::ensure!(
+        read.count == transactions,
+        "{kind:?} returned {} of {transactions} transactions",
+        read.count
+    );
+    anyhow::ensure!(
+        read.bytes == transactions * load.payload as u64,
+        "{kind:?} returned {} bytes",
+        read.bytes
+    );
 
     let disk = usage(dir.path())?;
     drop(engine);

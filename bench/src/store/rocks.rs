@@ -50,7 +50,8 @@ impl Rocks {
 
 impl Engine for Rocks {
     fn append(&mut self, group: &[Op]) -> anyhow::Result<()> {
-        let (prewrites, pending, commits) = (self.family("prewrite")?, self.family("pending")?, self.family("commit")?);
+        let (prewrites, pending, commits) =
+            (self.family("prewrite")?, self.family("pending")?, self.family("commit")?);
         let mut batch = WriteBatch::default();
         for op in group {
             match op {

@@ -46,7 +46,10 @@ pub fn change(out: &mut Vec<u8>, rows: &Rows, number: u32, change: &Change) -> s
     }
     if let Some(origin) = rows.origin {
         out.extend_from_slice(b",\"origin\":");
-        serde_json::to_writer(&mut *out, &json!({ "cluster_id": origin.cluster_id, "commit_ts": origin.commit_ts }))?;
+        serde_json::to_writer(
+            &mut *out,
+            &json!({ "cluster_id": origin.cluster_id, "commit_ts": origin.commit_ts }),
+        )?;
     }
     out.extend_from_slice(b"}\n");
     Ok(())
@@ -102,7 +105,9 @@ pub fn elements(value: &Value, column: &Column) -> String {
             .ok()
             .and_then(|index| column.elements.get(index).cloned())
             .unwrap_or_else(|| index.to_string()),
-        Value::Set(mask) if column.elements.len() < 64 && mask >> column.elements.len() != 0 => mask.to_string(),
+        Value::Set(mask) if column.elements.len() < 64 && mask >> column.elements.len() != 0 => {
+            mask.to_string()
+        }
         Value::Set(mask) => {
             let names = column.elements.iter().enumerate().filter(|(bit, _)| mask >> bit & 1 == 1);
             names.map(|(_, name)| name.as_str()).collect::<Vec<_>>().join(",")
@@ -114,9 +119,7 @@ pub fn elements(value: &Value, column: &Column) -> String {
 /// A schema change as a line.
 pub fn ddl(out: &mut Vec<u8>, ddl: &Ddl) -> serde_json::Result<()> {
     let versions = |tables: &[std::sync::Arc<Table>]| -> Vec<Json> {
-        let one = |table: &std::sync::Arc<Table>| {
-            json!({ "table_id": table.id(), "version": table.version(), "database": table.database(), "table": table.name() })
-        };
+        let one = |table: &std::sync::Arc<Table>| json!({ "table_id": table.id(), "version": table.version(), "database": table.database(), "table": table.name() });
         tables.iter().map(one).collect()
     };
     let action = tidb::model::ActionType::from(ddl.entry.action.unsigned_abs());
@@ -157,7 +160,9 @@ pub fn definition(definition: &TableDefinition) -> serde_json::Result<Vec<u8>> {
             })
         })
         .collect();
-    let name_of = |id: &i64| definition.columns.iter().find(|column| column.id == *id).map(|column| column.name.as_str());
+    let name_of = |id: &i64| {
+        definition.columns.iter().find(|column| column.id == *id).map(|column| column.name.as_str())
+    };
     let keys: Vec<Json> = definition
         .unique_keys
         .iter()
@@ -181,7 +186,11 @@ pub fn definition(definition: &TableDefinition) -> serde_json::Result<Vec<u8>> {
     document.insert("commit_ts".into(), definition.commit_ts.into());
     document.insert("columns".into(), columns.into());
     document.insert("unique_keys".into(), keys.into());
-    let tidb = if definition.tidb_json.is_empty() { Json::Null } else { serde_json::from_slice(&definition.tidb_json)? };
+    let tidb = if definition.tidb_json.is_empty() {
+        Json::Null
+    } else {
+        serde_json::from_slice(&definition.tidb_json)?
+    };
     document.insert("tidb".into(), tidb);
     let mut text = serde_json::to_vec_pretty(&Json::Object(document))?;
     text.push(b'\n');

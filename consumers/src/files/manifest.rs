@@ -95,7 +95,9 @@ pub enum ManifestError {
         source: io::Error,
     },
     /// A line in the middle is damaged.
-    #[error("{path} line {line} is damaged: {reason}. Without it nobody knows what the export consists of; restore it")]
+    #[error(
+        "{path} line {line} is damaged: {reason}. Without it nobody knows what the export consists of; restore it"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -119,7 +121,8 @@ impl Manifest {
     pub fn open(dir: &Path, mut each: impl FnMut(Checkpoint)) -> Result<Self, ManifestError> {
         let path = dir.join(NAME);
         let io = |source| ManifestError::Io { path: path.clone(), source };
-        let file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path).map_err(io)?;
+        let file =
+            OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path).map_err(io)?;
         let mut reader = BufReader::new(&file);
         let (mut whole, mut number) = (0_u64, 0);
         let mut line = Vec::new();
@@ -200,7 +203,8 @@ mod tests {
 
     fn checkpoint(seq: u64) -> Checkpoint {
         let feed_id = FeedId::from_bytes(&[7; 16]).unwrap();
-        let position = Position { feed_id, epoch: 1, seq, commit_ts: CommitTs::new(seq * 10), commits_offset: 3 };
+        let position =
+            Position { feed_id, epoch: 1, seq, commit_ts: CommitTs::new(seq * 10), commits_offset: 3 };
         let file = FileEntry {
             path: format!("data/a/b/{seq}.jsonl"),
             kind: FileKind::Rows,

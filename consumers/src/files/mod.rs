@@ -61,7 +61,8 @@ pub async fn run(config: Config, telemetry: Telemetry, shutdown: Shutdown) -> an
     health.set("output", Ok(()));
     let status = progress.clone();
     let name = config.name.clone();
-    let admin = Admin::new(telemetry, health).status(move || json!({ "consumer": name, "progress": status.to_json() }));
+    let admin = Admin::new(telemetry, health)
+        .status(move || json!({ "consumer": name, "progress": status.to_json() }));
 
     let mut tasks = Tasks::new(&shutdown);
     tasks.spawn("admin", admin.serve(config.admin.clone(), shutdown.clone()));
@@ -175,7 +176,12 @@ impl Writer {
                         gap.from
                     );
                 }
-                warn!(from = gap.from, to = gap.to, cause = gap.cause, "going on without the transactions of a gap");
+                warn!(
+                    from = gap.from,
+                    to = gap.to,
+                    cause = gap.cause,
+                    "going on without the transactions of a gap"
+                );
                 if after.is_some() {
                     self.after = after;
                 }
@@ -197,7 +203,10 @@ impl Writer {
         }
         let Some(after) = self.after.take() else { return Ok(()) };
         // Positions alone are kept in memory: an idle feed must not fill the manifest.
-        let moved = self.output.position().is_none_or(|stored| at_the_end && *stored != after || worth_storing(stored, &after));
+        let moved = self
+            .output
+            .position()
+            .is_none_or(|stored| at_the_end && *stored != after || worth_storing(stored, &after));
         if self.output.is_dirty() || moved {
             self.output.checkpoint(after.clone())?;
             self.bytes = 0;
@@ -209,5 +218,6 @@ impl Writer {
 
 /// A position without files is stored if much of the commit stream would have to be read again without it.
 fn worth_storing(stored: &Position, after: &Position) -> bool {
-    after.commits_offset - stored.commits_offset > 1000 || after.commit_ts.0.seconds_since(stored.commit_ts.0) > 300.0
+    after.commits_offset - stored.commits_offset > 1000
+        || after.commit_ts.0.seconds_since(stored.commit_ts.0) > 300.0
 }

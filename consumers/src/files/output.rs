@@ -48,7 +48,9 @@ pub enum OutputError {
         source: io::Error,
     },
     /// A file that the manifest names is gone or has another size.
-    #[error("{path} is not as the manifest says ({what}): the export was changed from outside; restore the file")]
+    #[error(
+        "{path} is not as the manifest says ({what}): the export was changed from outside; restore the file"
+    )]
     Changed {
         /// Which.
         path: PathBuf,
@@ -201,7 +203,13 @@ impl Output {
         }
         let mut buffer = Vec::new();
         json::ddl(&mut buffer, ddl).map_err(|source| OutputError::Render { seq: ddl.seq, source })?;
-        self.write(Key::Ddl { date: date(ddl.commit_ts, self.config.by) }, &buffer, ddl.seq, ddl.commit_ts, None)
+        self.write(
+            Key::Ddl { date: date(ddl.commit_ts, self.config.by) },
+            &buffer,
+            ddl.seq,
+            ddl.commit_ts,
+            None,
+        )
     }
 
     /// Writes a definition, the first time it is met.
@@ -246,7 +254,8 @@ impl Output {
         self.clock += 1;
         if !self.open.contains_key(&key) {
             if self.open.len() >= self.config.open_files
-                && let Some(idle) = self.open.iter().min_by_key(|(_, file)| file.used).map(|(key, _)| key.clone())
+                && let Some(idle) =
+                    self.open.iter().min_by_key(|(_, file)| file.used).map(|(key, _)| key.clone())
             {
                 self.close(&idle)?;
             }
@@ -290,7 +299,13 @@ impl Output {
             .mode(0o600)
             .open(&temporary)
             .map_err(|source| OutputError::Io { path: temporary.clone(), source })?;
-        Ok(OpenFile { file: BufWriter::with_capacity(BUFFER, file), temporary, entry, crc: 0, used: self.clock })
+        Ok(OpenFile {
+            file: BufWriter::with_capacity(BUFFER, file),
+            temporary,
+            entry,
+            crc: 0,
+            used: self.clock,
+        })
     }
 
     fn table_dir(&self, table: &Table) -> PathBuf {
@@ -305,7 +320,9 @@ impl Output {
         let number = *part;
         *part += 1;
         let path = match key {
-            Key::Ddl { date } => self.config.dir.join("ddl").join(date).join(format!("{seq:020}-{number:04}.jsonl")),
+            Key::Ddl { date } => {
+                self.config.dir.join("ddl").join(date).join(format!("{seq:020}-{number:04}.jsonl"))
+            }
             Key::Rows { table_id, version, date } => self
                 .config
                 .dir
@@ -313,7 +330,10 @@ impl Output {
                 .join(component(&file.entry.database))
                 .join(component(&file.entry.table))
                 .join(date)
-                .join(format!("{seq:020}-{table_id}-{version}-{number:04}.{}", self.config.format.extension())),
+                .join(format!(
+                    "{seq:020}-{table_id}-{version}-{number:04}.{}",
+                    self.config.format.extension()
+                )),
         };
         self.finish(file, path)
     }

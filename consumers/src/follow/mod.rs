@@ -99,7 +99,9 @@ pub enum FollowError {
         format: String,
     },
     /// A table's definition is not in the schema topic.
-    #[error("the definition of table id {table_id} version {version} is not in {topic}, but transaction {seq} needs it")]
+    #[error(
+        "the definition of table id {table_id} version {version} is not in {topic}, but transaction {seq} needs it"
+    )]
     NoDefinition {
         /// The table.
         table_id: i64,
@@ -121,7 +123,9 @@ pub enum FollowError {
         topic: String,
     },
     /// The target is already past the end asked for.
-    #[error("the target already stands at commit_ts {at}, past the end asked for ({until}): nothing was done")]
+    #[error(
+        "the target already stands at commit_ts {at}, past the end asked for ({until}): nothing was done"
+    )]
     PastTheEnd {
         /// Where it stands.
         at: CommitTs,

@@ -60,6 +60,14 @@ impl Follower {
                         let next = self.reader.next_offset(topic, partition).unwrap_or(*first).max(*first);
                         self.reader.open(topic, partition, next)?;
                         confirmed = true;
+                    } else {
+                        // The commit record can be read, so its rows were written: perhaps they cannot be read yet, but
+                        // they must be there.
+                        let end = self.ask(topic, |reader| reader.end_of_log(topic, partition))?;
+                        if end <= *last {
+                            let (topic, offset) = (topic.clone(), *last);
+                            return Err(ReadError::Shorter { topic, partition, offset, end }.into());
+                        }
                     }
                 }
                 Polled::Nothing => {}
@@ -158,7 +166,11 @@ impl Follower {
         let is_job = entry.statement.get(..7).is_none_or(|verb| !verb.eq_ignore_ascii_case("select "));
         let record = self.wait_for(|schema| schema.ddl(job_id).cloned(), is_job)?;
         if entry.statement.is_empty() {
-            let missing = FollowError::NoStatement { job_id: entry.job_id, seq: txn.seq, topic: self.schema_topic.clone() };
+            let missing = FollowError::NoStatement {
+                job_id: entry.job_id,
+                seq: txn.seq,
+                topic: self.schema_topic.clone(),
+            };
             entry.statement = record.as_ref().map(|record| record.statement.clone()).ok_or(missing)?;
         }
         Ok(Ddl {

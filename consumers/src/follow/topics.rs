@@ -13,11 +13,19 @@ use crate::schema::SchemaView;
 const DEFINITION: Duration = Duration::from_secs(60);
 
 impl Follower {
-    /// Asks the brokers until they answer.
-    pub(super) fn ask<T>(&mut self, what: &str, ask: impl Fn(&LogReader) -> Result<T, ReadError>) -> Result<T, Stop> {
+    /// Asks the brokers until they answer. A topic they do not know may only be one they have not loaded yet.
+    pub(super) fn ask<T>(
+        &mut self,
+        what: &str,
+        ask: impl Fn(&mut LogReader) -> Result<T, ReadError>,
+    ) -> Result<T, Stop> {
+        let began = Instant::now();
         loop {
-            match ask(&self.reader) {
-                Err(error) if error.is_transient() => {
+            match ask(&mut self.reader) {
+                Err(error)
+                    if error.is_transient()
+                        || matches!(error, ReadError::NoTopic { .. }) && began.elapsed() < REPORT =>
+                {
                     warn!(%error, what, "the brokers did not answer, asking again");
                     self.progress.waiting(Some(format!("the brokers ({what}): {error}")));
                     self.pause()?;
@@ -115,7 +123,9 @@ impl Follower {
             return Err(ReadError::Emptied { topic, partition, end }.into());
         }
         if next < log_start {
-            return Err(ReadError::Gap { topic, partition, first: next, last: log_start - 1, log_start }.into());
+            return Err(
+                ReadError::Gap { topic, partition, first: next, last: log_start - 1, log_start }.into()
+            );
         }
         if next > end {
             return Err(ReadError::Shorter { topic, partition, offset: next - 1, end }.into());
@@ -133,7 +143,11 @@ impl Follower {
 
     /// Looks something up in the schema topic, reading on there if need be. What is not there at the topic's end may not
     /// be visible yet: markers of one Kafka transaction show at different times. `must` waits for it.
-    pub(super) fn wait_for<T>(&mut self, look: impl Fn(&SchemaView) -> Option<T>, must: bool) -> Result<Option<T>, Stop> {
+    pub(super) fn wait_for<T>(
+        &mut self,
+        look: impl Fn(&SchemaView) -> Option<T>,
+        must: bool,
+    ) -> Result<Option<T>, Stop> {
         if let Some(found) = look(&self.schema) {
             return Ok(Some(found));
         }

@@ -18,7 +18,9 @@ use super::batch::{Batch, Work};
 use super::config::{Config, ConflictPolicy};
 use super::ddl::{DdlError, journal};
 use super::meta::{Meta, OwnerEpoch};
-use super::session::{self, Backoff, ConnectError, DML_MODE, LENIENT_MODE, Session, is_transient, server_text};
+use super::session::{
+    self, Backoff, ConnectError, DML_MODE, LENIENT_MODE, Session, is_transient, server_text,
+};
 use super::sql::{Kind, Single, Statement};
 use crate::metrics;
 use crate::position::Position;
@@ -184,7 +186,10 @@ impl Applier {
                     }
                 }
                 Err(error) => {
-                    return Err(ApplyError::Meta { what: "store the first position", reason: error.to_string() });
+                    return Err(ApplyError::Meta {
+                        what: "store the first position",
+                        reason: error.to_string(),
+                    });
                 }
             }
         }
@@ -195,7 +200,10 @@ impl Applier {
 
     async fn batch(&mut self, batch: &Batch) -> Result<(), ApplyError> {
         let Some(from) = self.position.clone() else {
-            return Err(ApplyError::Meta { what: "apply rows", reason: "no position was attached".to_owned() });
+            return Err(ApplyError::Meta {
+                what: "apply rows",
+                reason: "no position was attached".to_owned(),
+            });
         };
         let began = Instant::now();
         let mut backoff = Backoff::new();
@@ -221,7 +229,10 @@ impl Applier {
                 }
                 Err(Failed::Transient(error)) => {
                     metrics::retry();
-                    warn!(error = server_text(&error, false), "a downstream transaction failed, trying again");
+                    warn!(
+                        error = server_text(&error, false),
+                        "a downstream transaction failed, trying again"
+                    );
                     if continued {
                         return Err(ApplyError::Restart);
                     }
@@ -280,7 +291,8 @@ impl Applier {
             self.singly(batch).await?;
         } else {
             for statement in &batch.statements {
-                let affected = self.execute(statement).await.map_err(|error| self.failed(error, statement, batch))?;
+                let affected =
+                    self.execute(statement).await.map_err(|error| self.failed(error, statement, batch))?;
                 if affected != statement.rows {
                     return Err(Failed::Mismatch);
                 }
@@ -355,7 +367,9 @@ impl Applier {
         for single in &singles {
             let Single { statement, .. } = single;
             match self.execute(statement).await {
-                Ok(affected) if affected == statement.rows => metrics::written(statement.kind.name(), affected),
+                Ok(affected) if affected == statement.rows => {
+                    metrics::written(statement.kind.name(), affected)
+                }
                 Ok(affected) => self.missing(single, affected, batch).await?,
                 Err(Error::Server(server)) if server.code == DUPLICATE => self.present(single, batch).await?,
                 Err(error) => return Err(self.failed(error, statement, batch)),
@@ -393,22 +407,42 @@ impl Applier {
         };
         metrics::conflict(kind, rows);
         let key = self.shown(single);
-        warn!(first_seq = batch.first_seq, table = table(statement), key, rows, kind, done, "a row was missing");
+        warn!(
+            first_seq = batch.first_seq,
+            table = table(statement),
+            key,
+            rows,
+            kind,
+            done,
+            "a row was missing"
+        );
         Ok(())
     }
 
     /// An insert met a row.
     async fn present(&mut self, single: &Single, batch: &Batch) -> Result<(), Failed> {
-        let replace = single.replace_if_present.as_ref().filter(|_| self.config.apply.conflict == ConflictPolicy::Overwrite);
+        let replace = single
+            .replace_if_present
+            .as_ref()
+            .filter(|_| self.config.apply.conflict == ConflictPolicy::Overwrite);
         let Some(replace) = replace else {
-            return Err(Failed::Stop(self.conflict("a row to insert, or one with its unique key, is already there", single, batch)));
+            return Err(Failed::Stop(self.conflict(
+                "a row to insert, or one with its unique key, is already there",
+                single,
+                batch,
+            )));
         };
         if let Err(error) = self.execute(replace).await {
             return Err(self.failed(error, replace, batch));
         }
         metrics::conflict("insert_of_present", 1);
         let key = self.shown(single);
-        warn!(first_seq = batch.first_seq, table = table(replace), key, "a row was in the way and was replaced");
+        warn!(
+            first_seq = batch.first_seq,
+            table = table(replace),
+            key,
+            "a row was in the way and was replaced"
+        );
         Ok(())
     }
 
@@ -419,7 +453,11 @@ impl Applier {
             ConflictPolicy::Overwrite => "overwrite",
         };
         let key = self.shown(single);
-        let key = if key.is_empty() { " (set apply.show-values to see its key)".to_owned() } else { format!(" ({key})") };
+        let key = if key.is_empty() {
+            " (set apply.show-values to see its key)".to_owned()
+        } else {
+            format!(" ({key})")
+        };
         ApplyError::Conflict { seq: batch.first_seq, what, table: table(&single.statement), key, policy }
     }
 
@@ -429,16 +467,31 @@ impl Applier {
 
     async fn ddl(&mut self, ddl: &crate::event::Ddl) -> Result<(), ApplyError> {
         let Some(from) = self.position.clone() else {
-            return Err(ApplyError::Meta { what: "change a schema", reason: "no position was attached".to_owned() });
+            return Err(ApplyError::Meta {
+                what: "change a schema",
+                reason: "no position was attached".to_owned(),
+            });
         };
         let mut backoff = Backoff::new();
         loop {
-            let run = journal::run(&mut self.session, &self.meta, self.owner, &self.config, ddl, &from, &self.shutdown);
+            let run = journal::run(
+                &mut self.session,
+                &self.meta,
+                self.owner,
+                &self.config,
+                ddl,
+                &from,
+                &self.shutdown,
+            );
             match run.await {
                 Ok(()) => break,
                 Err(DdlError::Server { source, .. }) if is_transient(&source) => {
                     metrics::retry();
-                    warn!(error = server_text(&source, true), job = ddl.entry.job_id, "a schema change was interrupted, looking what became of it");
+                    warn!(
+                        error = server_text(&source, true),
+                        job = ddl.entry.job_id,
+                        "a schema change was interrupted, looking what became of it"
+                    );
                     backoff.wait().await;
                     self.reconnect().await?;
                     match (self.stored().await?, &ddl.after_position) {
@@ -482,7 +535,9 @@ impl Applier {
         loop {
             match self.meta.position(&mut self.session.conn).await {
                 // Ours only while the lease is.
-                Ok(Some(stored)) if stored.owner_epoch != self.owner => return Err(self.fenced(Some(stored.position))),
+                Ok(Some(stored)) if stored.owner_epoch != self.owner => {
+                    return Err(self.fenced(Some(stored.position)));
+                }
                 Ok(stored) => return Ok(stored.map(|stored| stored.position)),
                 Err(error) if is_transient(&error) => self.reconnect().await?,
                 Err(error) => {
@@ -493,7 +548,8 @@ impl Applier {
     }
 
     fn fenced(&self, stored: Option<Position>) -> ApplyError {
-        let stored = stored.map_or_else(|| "not where this instance left it".to_owned(), |position| position.to_string());
+        let stored = stored
+            .map_or_else(|| "not where this instance left it".to_owned(), |position| position.to_string());
         ApplyError::Fenced { consumer: self.meta.consumer().to_owned(), stored }
     }
 }

@@ -69,7 +69,12 @@ pub(crate) struct Preparer {
 }
 
 impl Preparer {
-    pub(crate) fn new(renderer: Renderer, limits: Limits, on_gap: GapPolicy, work: mpsc::Sender<Work>) -> Self {
+    pub(crate) fn new(
+        renderer: Renderer,
+        limits: Limits,
+        on_gap: GapPolicy,
+        work: mpsc::Sender<Work>,
+    ) -> Self {
         Self {
             renderer,
             limits,
@@ -156,7 +161,12 @@ impl Preparer {
                 gap.from
             ),
             GapPolicy::Continue => {
-                warn!(from = gap.from, to = gap.to, cause = gap.cause, "going on without the transactions of a gap");
+                warn!(
+                    from = gap.from,
+                    to = gap.to,
+                    cause = gap.cause,
+                    "going on without the transactions of a gap"
+                );
                 Ok(())
             }
         }
@@ -233,4 +243,3 @@ impl Batch {
         self.folded.iter().map(name).collect()
     }
 }
-

@@ -42,7 +42,10 @@ mod tests {
         let mariadb = Target::from_version("10.11.6-MariaDB");
         let mysql = Target::from_version("8.0.36");
         assert_eq!(for_target(&mysql, "utf8mb4", "utf8mb4_0900_ai_ci"), ("utf8mb4", "utf8mb4_0900_ai_ci"));
-        assert_eq!(for_target(&mariadb, "utf8mb4", "utf8mb4_0900_ai_ci"), ("utf8mb4", "utf8mb4_unicode_520_ci"));
+        assert_eq!(
+            for_target(&mariadb, "utf8mb4", "utf8mb4_0900_ai_ci"),
+            ("utf8mb4", "utf8mb4_unicode_520_ci")
+        );
         assert_eq!(for_target(&mariadb, "utf8mb4", "utf8mb4_general_ci"), ("utf8mb4", "utf8mb4_general_ci"));
         assert_eq!(for_target(&mariadb, "gbk", ""), ("gbk", "gbk_chinese_ci"));
         assert_eq!(for_target(&mysql, "", ""), ("utf8mb4", "utf8mb4_bin"));

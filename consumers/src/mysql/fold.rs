@@ -225,9 +225,11 @@ impl TableFold {
     }
 
     fn count(&mut self, kind: ChangeKind) {
-        let virtual_column =
-            |place: usize| self.table.columns().get(place).is_some_and(|c| c.generated && !c.generated_stored);
-        let whole = |row: &Row| row.iter().enumerate().all(|(place, value)| value.is_some() || virtual_column(place));
+        let virtual_column = |place: usize| {
+            self.table.columns().get(place).is_some_and(|c| c.generated && !c.generated_stored)
+        };
+        let whole =
+            |row: &Row| row.iter().enumerate().all(|(place, value)| value.is_some() || virtual_column(place));
         let countable = kind.before().is_none_or(whole) && kind.after().is_none_or(whole);
         if !countable || !self.tail.is_empty() {
             self.tail.push(kind);

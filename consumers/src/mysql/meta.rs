@@ -84,7 +84,12 @@ impl Meta {
 
     /// Takes the lease if nobody else holds it, or if `owner` is who held it last: then its process is dead, for the data
     /// directory is locked by us.
-    pub(crate) async fn take_lease(&self, conn: &mut Conn, owner: &str, ttl_seconds: f64) -> Result<Taking, Error> {
+    pub(crate) async fn take_lease(
+        &self,
+        conn: &mut Conn,
+        owner: &str,
+        ttl_seconds: f64,
+    ) -> Result<Taking, Error> {
         let lease = self.table("lease");
         let consumer = &self.consumer;
         conn.exec_drop(
@@ -118,7 +123,10 @@ impl Meta {
         )
         .await?;
         conn.exec_drop(
-            format!("UPDATE {} SET owner_epoch = :owner_epoch WHERE consumer = :consumer", self.table("progress")),
+            format!(
+                "UPDATE {} SET owner_epoch = :owner_epoch WHERE consumer = :consumer",
+                self.table("progress")
+            ),
             params! { owner_epoch, consumer },
         )
         .await?;
@@ -127,7 +135,12 @@ impl Meta {
     }
 
     /// Renews the lease; false if it is not ours any more.
-    pub(crate) async fn renew_lease(&self, conn: &mut Conn, epoch: OwnerEpoch, ttl_seconds: f64) -> Result<bool, Error> {
+    pub(crate) async fn renew_lease(
+        &self,
+        conn: &mut Conn,
+        epoch: OwnerEpoch,
+        ttl_seconds: f64,
+    ) -> Result<bool, Error> {
         let micros = (ttl_seconds * 1e6) as u64;
         conn.exec_drop(
             format!(
@@ -174,7 +187,12 @@ impl Meta {
     }
 
     /// Stores the first position.
-    pub(crate) async fn attach(&self, conn: &mut Conn, position: &Position, epoch: OwnerEpoch) -> Result<(), Error> {
+    pub(crate) async fn attach(
+        &self,
+        conn: &mut Conn,
+        position: &Position,
+        epoch: OwnerEpoch,
+    ) -> Result<(), Error> {
         conn.exec_drop(
             format!(
                 "INSERT INTO {} (consumer, feed_id, epoch, seq, commit_ts, commits_offset, owner_epoch) VALUES (:consumer, \

@@ -61,7 +61,8 @@ pub async fn run(config: Config, telemetry: Telemetry, shutdown: Shutdown) -> an
     let mut outer = Tasks::new(&shutdown);
     let status = progress.clone();
     let name = config.name.clone();
-    let admin = Admin::new(telemetry, health.clone()).status(move || json!({ "consumer": name, "progress": status.to_json() }));
+    let admin = Admin::new(telemetry, health.clone())
+        .status(move || json!({ "consumer": name, "progress": status.to_json() }));
     outer.spawn("admin", admin.serve(config.admin.clone(), shutdown.clone()));
     let work = shutdown.clone();
     outer.spawn("apply-mysql", async move { runs(config, data_dir, progress, health, work).await });
@@ -83,7 +84,9 @@ async fn runs(
                 warn!(error = format!("{error:#}"), "ended while something was wrong");
                 return Ok(());
             }
-            Err(error) if error.chain().any(|cause| matches!(cause.downcast_ref(), Some(ApplyError::Restart))) => {
+            Err(error)
+                if error.chain().any(|cause| matches!(cause.downcast_ref(), Some(ApplyError::Restart))) =>
+            {
                 warn!("starting again from the stored position");
             }
             other => return other,
@@ -220,7 +223,9 @@ async fn take_lease(
 }
 
 fn hostname() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned()).unwrap_or_default()
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_owned())
+        .unwrap_or_default()
 }
 
 /// Renews the lease on a connection of its own. Trouble reaching the target is the applier's to report; losing the lease
@@ -244,7 +249,10 @@ async fn keep_lease(config: Config, meta: Meta, owner: OwnerEpoch, shutdown: Shu
         match shutdown.unless(renewing).await {
             None | Some(Ok(true)) => {}
             Some(Ok(false)) => {
-                bail!("the lease of consumer {} was taken by another instance: this one stops", meta.consumer())
+                bail!(
+                    "the lease of consumer {} was taken by another instance: this one stops",
+                    meta.consumer()
+                )
             }
             Some(Err(error)) => warn!(error = format!("{error:#}"), "could not renew the lease"),
         }

@@ -13,7 +13,8 @@ use tracing::debug;
 use super::config::MysqlConfig;
 
 /// For rows: strict, so that nothing is cut off or changed silently.
-pub(crate) const DML_MODE: &str = "STRICT_ALL_TABLES,ALLOW_INVALID_DATES,NO_AUTO_VALUE_ON_ZERO,NO_ENGINE_SUBSTITUTION";
+pub(crate) const DML_MODE: &str =
+    "STRICT_ALL_TABLES,ALLOW_INVALID_DATES,NO_AUTO_VALUE_ON_ZERO,NO_ENGINE_SUBSTITUTION";
 /// For rows that hold ENUM's error value (index 0), which no strict mode takes.
 pub(crate) const LENIENT_MODE: &str = "ALLOW_INVALID_DATES,NO_AUTO_VALUE_ON_ZERO,NO_ENGINE_SUBSTITUTION";
 /// For schema changes: what the upstream has done to its rows (in whatever mode) must succeed here too.
@@ -215,9 +216,43 @@ pub(crate) fn is_transient(error: &Error) -> bool {
 pub(crate) fn is_transient_code(code: u16) -> bool {
     matches!(
         code,
-        1040 | 1042 | 1043 | 1053 | 1077 | 1079 | 1129 | 1135 | 1152 | 1158 | 1159 | 1160 | 1161 | 1180 | 1205 | 1213
-            | 1223 | 1290 | 1317 | 1614 | 1836 | 1927 | 3024 | 3100 | 3101 | 8002 | 8005 | 8022 | 8027 | 8028 | 9001
-            | 9002 | 9003 | 9004 | 9005 | 9007 | 9010 | 9013
+        1040 | 1042
+            | 1043
+            | 1053
+            | 1077
+            | 1079
+            | 1129
+            | 1135
+            | 1152
+            | 1158
+            | 1159
+            | 1160
+            | 1161
+            | 1180
+            | 1205
+            | 1213
+            | 1223
+            | 1290
+            | 1317
+            | 1614
+            | 1836
+            | 1927
+            | 3024
+            | 3100
+            | 3101
+            | 8002
+            | 8005
+            | 8022
+            | 8027
+            | 8028
+            | 9001
+            | 9002
+            | 9003
+            | 9004
+            | 9005
+            | 9007
+            | 9010
+            | 9013
     )
 }
 
@@ -225,7 +260,10 @@ pub(crate) fn is_transient_code(code: u16) -> bool {
 pub(crate) fn server_text(error: &Error, show_values: bool) -> String {
     match error {
         Error::Server(server) if !show_values && quotes_values(server.code) => {
-            format!("ERROR {} ({}): set apply.show-values to see what the server says", server.code, server.state)
+            format!(
+                "ERROR {} ({}): set apply.show-values to see what the server says",
+                server.code, server.state
+            )
         }
         other => other.to_string(),
     }
@@ -233,7 +271,10 @@ pub(crate) fn server_text(error: &Error, show_values: bool) -> String {
 
 /// Codes whose text quotes values: duplicate entry, incorrect, truncated and out-of-range values.
 fn quotes_values(code: u16) -> bool {
-    matches!(code, 1062 | 1264 | 1265 | 1292 | 1366 | 1367 | 1411 | 1416 | 1426 | 1526 | 1586 | 3140 | 3156 | 4025)
+    matches!(
+        code,
+        1062 | 1264 | 1265 | 1292 | 1366 | 1367 | 1411 | 1416 | 1426 | 1526 | 1586 | 3140 | 3156 | 4025
+    )
 }
 
 /// Waits longer and longer, to a limit, between attempts.

@@ -97,7 +97,9 @@ impl Draft {
         let large = match value {
             Value::Bytes(bytes) if bytes.len() > BOUND => Some(bytes.clone()),
             Value::Text(text) if text.len() > BOUND => Some(Bytes::copy_from_slice(text.as_bytes())),
-            Value::Json(json) if json.text.len() > BOUND => Some(Bytes::copy_from_slice(json.text.as_bytes())),
+            Value::Json(json) if json.text.len() > BOUND => {
+                Some(Bytes::copy_from_slice(json.text.as_bytes()))
+            }
             _ => None,
         };
         match large {
@@ -165,7 +167,8 @@ impl Renderer {
             for (before, after) in &folded.updates {
                 let columns = changed(table, before, after);
                 let mut update = single(alone.update_one(table, &columns, before, after)?, before);
-                update.insert_if_missing = Some(alone.insert(table, std::slice::from_ref(after), "INSERT")?);
+                update.insert_if_missing =
+                    Some(alone.insert(table, std::slice::from_ref(after), "INSERT")?);
                 out.push(update);
             }
             for row in &folded.inserts {
@@ -183,7 +186,8 @@ impl Renderer {
                     key: row.map(|row| describe(table, row)).unwrap_or_default(),
                 };
                 if let ChangeKind::Update { after, .. } = kind {
-                    tail.insert_if_missing = Some(alone.insert(table, std::slice::from_ref(after), "INSERT")?);
+                    tail.insert_if_missing =
+                        Some(alone.insert(table, std::slice::from_ref(after), "INSERT")?);
                 }
                 out.push(tail);
             }
@@ -275,7 +279,12 @@ impl Renderer {
         Ok(())
     }
 
-    fn updates(&self, table: &Arc<Table>, rows: &[(Row, Row)], out: &mut Vec<Statement>) -> Result<(), BadDecimal> {
+    fn updates(
+        &self,
+        table: &Arc<Table>,
+        rows: &[(Row, Row)],
+        out: &mut Vec<Statement>,
+    ) -> Result<(), BadDecimal> {
         // All rows set what any of them changes; rows whose image lacks one of those columns go by what they have.
         let union: Vec<usize> = {
             let mut changes = vec![false; table.columns().len()];
@@ -490,7 +499,10 @@ impl Renderer {
 
 /// Values that are written, with their columns: generated columns make themselves.
 fn writable<'a>(table: &'a Table, row: &'a Row) -> impl Iterator<Item = (&'a Value, &'a Column)> {
-    row.iter().zip(table.columns()).filter(|(_, column)| !column.generated).filter_map(|(v, c)| Some((v.as_ref()?, c)))
+    row.iter()
+        .zip(table.columns())
+        .filter(|(_, column)| !column.generated)
+        .filter_map(|(v, c)| Some((v.as_ref()?, c)))
 }
 
 /// Places of the columns to set: those that changed and can be set. At least one, so that the statement has something to
@@ -524,7 +536,9 @@ fn describe(table: &Table, row: &Row) -> String {
         out.push_str(&table.columns()[*place].name);
         out.push('=');
         match value {
-            Value::Text(text) if text.len() > 64 => string(&mut out, &text.chars().take(64).collect::<String>()),
+            Value::Text(text) if text.len() > 64 => {
+                string(&mut out, &text.chars().take(64).collect::<String>())
+            }
             Value::Bytes(bytes) if bytes.len() > 32 => out.push_str("(bytes)"),
             value => {
                 if literal(&mut out, value, &table.columns()[*place]).is_err() {

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use prost::Message as _;
 use schemas::digest::{TxnDigest, record_checksum};
 use schemas::sluice::v1::{
-    CommitRecord, DdlEntry, Gap, Part, PartitionRange, RowMeta, Start, Tick, Txn, TxnKind, Txns, commit_record::Body,
+    CommitRecord, DdlEntry, Gap, Part, PartitionRange, RowMeta, Start, Tick, Txn, TxnKind, Txns,
+    commit_record::Body,
 };
 
 pub const TOPIC: &str = "rows";
@@ -144,7 +145,8 @@ impl Feed {
                 digest.push(change.table_id, number, checksum);
                 let partition = change.partition;
                 let offset = self.offset(partition);
-                let record = Record { offset, meta: Some(meta.encode_to_vec()), key: Some(key), value: Some(value) };
+                let record =
+                    Record { offset, meta: Some(meta.encode_to_vec()), key: Some(key), value: Some(value) };
                 self.partitions.entry(partition).or_default().push(record);
                 let range = ranges.entry(partition).or_insert_with(|| PartitionRange {
                     topic: TOPIC.into(),

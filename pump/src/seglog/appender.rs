@@ -92,7 +92,9 @@ impl Appender {
                 // Cannot be: `verify` looked. But it is stored now, so going on would hide a contradiction.
                 Err(_) => {
                     drop(pairing);
-                    return Err(self.log.poison(format!("a record of {} contradicts the log", header.start_ts)));
+                    return Err(self
+                        .log
+                        .poison(format!("a record of {} contradicts the log", header.start_ts)));
                 }
             }
         }
@@ -227,7 +229,9 @@ impl Appender {
         self.save();
         let end = self.log.end();
         let closed = self.log.keeper.close(end.get());
-        closed.map_err(|error| StoreError::Stopped { reason: format!("could not close the log: {error}").into() })
+        closed.map_err(|error| StoreError::Stopped {
+            reason: format!("could not close the log: {error}").into(),
+        })
     }
 
     /// Lets a second pass for the keeper.
@@ -243,7 +247,9 @@ fn raw(record: &Record) -> Option<NewRecord> {
         Some(NewRecord { kind, start_ts: start_ts.get(), stamp: stamp.get(), payload })
     };
     match record {
-        Record::Prewrite { start_ts, floor, payload } => raw(Kind::Prewrite, *start_ts, *floor, payload.clone()),
+        Record::Prewrite { start_ts, floor, payload } => {
+            raw(Kind::Prewrite, *start_ts, *floor, payload.clone())
+        }
         Record::Floor { start_ts, floor, rollback_seen } => {
             let kind = if *rollback_seen { Kind::RollbackSeen } else { Kind::Floor };
             raw(kind, *start_ts, *floor, Bytes::new())

@@ -8,8 +8,8 @@
 use tidb::ts::{CommitTs, StartTs, Tso};
 
 use super::pairing::{Committed, Dropped, Needed, Open, Pairing, Place};
-use super::recover::End;
 use super::record::{u32_at, u64_at};
+use super::recover::End;
 use super::run::{Published, Run};
 use super::segment::Position;
 use super::{Fate, Gap};

@@ -152,7 +152,6 @@ impl CrashDisk {
         self.state().used()
     }
 
-
     /// The power comes back: what was not synced is there by chance.
     pub(super) fn reboot(&self, dice: &mut Dice) {
         let mut state = self.state();

@@ -280,7 +280,10 @@ impl Log {
         if from < scratch.len() {
             slices.push(IoSlice::new(&scratch[from..]));
         }
-        current.file.write_all_at(&mut slices, current.offset).map_err(|error| ("write to the log", error))?;
+        current
+            .file
+            .write_all_at(&mut slices, current.offset)
+            .map_err(|error| ("write to the log", error))?;
         current.file.sync().map_err(|error| ("sync the log", error))?;
 
         current.offset = end;

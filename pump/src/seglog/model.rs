@@ -143,7 +143,14 @@ impl World {
     fn new(seed: u64) -> Self {
         let disk = CrashDisk::default();
         let (appender, reader, _) = open(&disk).unwrap();
-        Self { disk, dice: Dice(seed), model: Model::default(), appender: Some(appender), reader, doubtful: vec![] }
+        Self {
+            disk,
+            dice: Dice(seed),
+            model: Model::default(),
+            appender: Some(appender),
+            reader,
+            doubtful: vec![],
+        }
     }
 
     fn payload(&mut self, len: u32) -> Bytes {
@@ -171,7 +178,7 @@ impl World {
             }
             (10, Some((start_ts, open)), _) => {
                 let floor = Tso::new(model.now());
-                Record::Floor { start_ts, floor, rollback_seen: open.rollback_seen || len % 2 == 0 }
+                Record::Floor { start_ts, floor, rollback_seen: open.rollback_seen || len.is_multiple_of(2) }
             }
             (11 | 12, Some((start_ts, open)), _) => {
                 let fate = match len % 3 {
@@ -272,7 +279,9 @@ impl World {
                 model.apply(&doubtful[survived - 1]);
             }
             let expected = model.committed.range(model.collected + 1..).map(|(_, txn)| txn);
-            let same = model.open == open && committed.iter().eq(expected) && model.kept_gaps().eq(self.stored_gaps());
+            let same = model.open == open
+                && committed.iter().eq(expected)
+                && model.kept_gaps().eq(self.stored_gaps());
             if same && model.recorded == recorded {
                 self.model = model;
                 return;
@@ -280,8 +289,12 @@ impl World {
         }
         let open: Vec<_> = open.keys().collect();
         let committed: Vec<_> = committed.iter().map(|txn| txn.0).collect();
-        let expected = (self.model.open.keys().collect::<Vec<_>>(), self.model.committed.keys().collect::<Vec<_>>());
-        panic!("lost or invented: {open:?} {committed:?} {recorded}, not {expected:?} {}", self.model.recorded);
+        let expected =
+            (self.model.open.keys().collect::<Vec<_>>(), self.model.committed.keys().collect::<Vec<_>>());
+        panic!(
+            "lost or invented: {open:?} {committed:?} {recorded}, not {expected:?} {}",
+            self.model.recorded
+        );
     }
 
     /// Opens again after whatever happened, and compares everything.
@@ -319,12 +332,16 @@ impl World {
         }
         if recovered.rebuilt {
             // The record of the last watermark may have been in a segment that was collected.
-            assert!((collected..=self.model.recorded).contains(&recovered.watermark.get()) || !self.doubtful.is_empty());
+            assert!(
+                (collected..=self.model.recorded).contains(&recovered.watermark.get())
+                    || !self.doubtful.is_empty()
+            );
             self.model.recorded = self.model.recorded.min(recovered.watermark.get());
         }
         self.settle_doubts();
         self.compare();
-        let open: Vec<_> = recovered.pending.iter().map(|open| (open.start_ts.get(), open.floor.get())).collect();
+        let open: Vec<_> =
+            recovered.pending.iter().map(|open| (open.start_ts.get(), open.floor.get())).collect();
         let expected: Vec<_> = self.model.open.iter().map(|(start, open)| (*start, open.floor)).collect();
         assert_eq!(open, expected);
     }

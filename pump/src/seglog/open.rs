@@ -30,7 +30,9 @@ pub fn open(dir: &Path, options: Options) -> Result<(Appender, Reader, Recovered
         Ok(()) => {
             // The directory itself must survive a crash, with what it will hold.
             let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
-            std::fs::File::open(parent.unwrap_or(Path::new("."))).and_then(|dir| dir.sync_all()).map_err(read)?;
+            std::fs::File::open(parent.unwrap_or(Path::new(".")))
+                .and_then(|dir| dir.sync_all())
+                .map_err(read)?;
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(read(error)),
@@ -95,11 +97,11 @@ pub(super) fn open_on(
         Ok(())
     })?;
 
-    let mut pending: Vec<_> = pairing.open.iter().map(|(&start_ts, open)| Pending {
-        start_ts,
-        floor: open.floor,
-        rollback_seen: open.rollback_seen,
-    }).collect();
+    let mut pending: Vec<_> = pairing
+        .open
+        .iter()
+        .map(|(&start_ts, open)| Pending { start_ts, floor: open.floor, rollback_seen: open.rollback_seen })
+        .collect();
     pending.sort_unstable_by_key(|pending| pending.start_ts);
     let recovered = Recovered {
         pending,

@@ -232,7 +232,9 @@ impl Fate {
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         match bytes {
             [1, ..] => Some(Self::RolledBack),
-            [2, rest @ ..] if rest.len() == 8 => Some(Self::LateCopy { commit_ts: CommitTs::new(u64_at(rest, 0)) }),
+            [2, rest @ ..] if rest.len() == 8 => {
+                Some(Self::LateCopy { commit_ts: CommitTs::new(u64_at(rest, 0)) })
+            }
             [3, ..] => Some(Self::Unknown),
             _ => None,
         }

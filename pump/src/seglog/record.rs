@@ -205,8 +205,15 @@ mod tests {
     /// independent implementation).
     #[test]
     fn golden() {
-        let header =
-            Header { len: 3, sequence: 2, generation: 7, in_batch: 1, kind: Kind::Commit, start_ts: 5, stamp: 9 };
+        let header = Header {
+            len: 3,
+            sequence: 2,
+            generation: 7,
+            in_batch: 1,
+            kind: Kind::Commit,
+            start_ts: 5,
+            stamp: 9,
+        };
         let mut bytes = Vec::new();
         header.encode(b"abc", &mut bytes);
         assert_eq!(bytes[4..8], [3, 0, 0, 0]);

@@ -15,7 +15,7 @@ use super::mark::{self, Mark};
 use super::record::Header;
 use super::scan::Scan;
 use super::segment::{DATA, Name, Position, Segment, read_header, write_zeros};
-use super::{StoreError, Options};
+use super::{Options, StoreError};
 
 /// What is on disk.
 pub(super) struct Survey {
@@ -67,8 +67,14 @@ pub(super) fn survey(disk: &dyn Disk, options: &Options) -> Result<Survey, Store
     // A process that died may have left it in memory only; what is removed below must not come to be missed.
     at(disk, mark::NAME, mark_file.sync())?;
 
-    let mut survey =
-        Survey { mark, mark_file, segments: vec![], spares: VecDeque::new(), runs: vec![], newest_generation: 0 };
+    let mut survey = Survey {
+        mark,
+        mark_file,
+        segments: vec![],
+        spares: VecDeque::new(),
+        runs: vec![],
+        newest_generation: 0,
+    };
     for name in &names {
         match Name::parse(name) {
             Name::Segment(base) if base < mark.first => {

@@ -230,7 +230,12 @@ pub(super) fn read(
     }
 }
 
-fn read_run(segments: &Segments, run: Run, after: CommitTs, max: usize) -> Result<Vec<Committed>, StoreError> {
+fn read_run(
+    segments: &Segments,
+    run: Run,
+    after: CommitTs,
+    max: usize,
+) -> Result<Vec<Committed>, StoreError> {
     let name = run.name();
     let io = |source| StoreError::Read { path: segments.disk.path(&name), source };
     let file = segments.file(&name).map_err(io)?;

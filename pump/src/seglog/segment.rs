@@ -118,8 +118,9 @@ pub(super) fn read_header(file: &dyn DiskFile) -> io::Result<Option<(u64, u64)>>
         return Ok(None);
     }
     file.read_exact_at(&mut block, 0)?;
-    let whole =
-        block[..8] == MAGIC && u32_at(&block, 24) == crc32c::crc32c(&block[..24]) && u64_at(&block, 16) == len;
+    let whole = block[..8] == MAGIC
+        && u32_at(&block, 24) == crc32c::crc32c(&block[..24])
+        && u64_at(&block, 16) == len;
     Ok(whole.then(|| (u64_at(&block, 8), len)))
 }
 

@@ -75,9 +75,7 @@ impl Witness {
         let host = incoming.local_addr().unwrap();
         let service = PumpServer::new(WitnessPump { witness: Arc::clone(self), index });
         let server = Server::builder().add_service(service.max_decoding_message_size(usize::MAX));
-        let task = tokio::spawn(async move {
-            server.serve_with_incoming(incoming).await.unwrap()
-        });
+        let task = tokio::spawn(async move { server.serve_with_incoming(incoming).await.unwrap() });
         register(etcd, index, &host.to_string(), "online").await;
         task
     }

@@ -93,7 +93,7 @@ async fn write(
 /// A pump refuses garbage, another cluster's binlogs and oversize ones, each with a clear word, and serves on.
 #[tokio::test]
 async fn a_pump_refuses_what_is_not_for_it() -> Result<()> {
-    let mut cast = Cast::begin("refusals", "shop", Speed::Max).await?;
+    let cast = Cast::begin("refusals", "shop", Speed::Max).await?;
     let cluster = cluster_id(&cast).await?;
     let mut pump = client(&cast, 0).await?;
     let answer = write(&mut pump, cluster, b"\xff\xfe this is no binlog".to_vec()).await?;

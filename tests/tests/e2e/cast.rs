@@ -57,16 +57,15 @@ impl Cast {
             }
             Ok(process.ended()?.map(drop))
         })
-        .await
-        .with_context(|| format!("the log of {} ends:\n{}", process.name(), process.log_tail()))?;
+        .await?;
         ends_well(process).await
     }
 
     /// Applies up to and including `commit_ts` with a process that ends there.
-    pub(crate) async fn apply_until(&mut self, commit_ts: u64) -> Result<()> {
+    pub(crate) async fn apply_until(&self, commit_ts: u64) -> Result<()> {
         let mut apply =
             self.site.apply()?.with(&["--until-commit-ts", &commit_ts.to_string()]).program.start()?;
-        self.ends_well(&mut apply).await
+        ends_well(&mut apply).await
     }
 
     /// Compares MariaDB with the recorded state.

@@ -63,7 +63,8 @@ fn crates_depend_forward_only() -> Result<()> {
 const LONGEST_FILE: usize = 600;
 
 /// Files that may be longer, and why.
-const LONGER: &[(&str, &str)] = &[];
+const LONGER: &[(&str, &str)] =
+    &[("consumers/src/align.rs", "a dozen lines over, with the tests that pin its rules beside them")];
 
 #[test]
 fn source_files_stay_short() -> Result<()> {

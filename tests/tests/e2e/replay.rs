@@ -104,7 +104,7 @@ async fn the_bank_always_adds_up() -> Result<()> {
 /// What binlogctl prints is what runs: every pump and the drainer, online, with their positions.
 #[tokio::test]
 async fn binlogctl_sees_everyone() -> Result<()> {
-    let mut cast = Cast::begin("ctl", "shop", Speed::Max).await?;
+    let cast = Cast::begin("ctl", "shop", Speed::Max).await?;
     cast.apply_until(cast.site.recording().end().commit_ts).await?;
     for (command, expected) in [("pumps", cast.pumps.len()), ("drainers", 1)] {
         let printed = cast.site.binlogctl(&["-cmd", command, "--output", "json"]).await?;

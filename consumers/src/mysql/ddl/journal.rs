@@ -97,7 +97,12 @@ fn steps(session: &Session, config: &Config, meta: &Meta, ddl: &Ddl) -> Result<V
             Ok(Vec::new())
         }
         Plan::Unsupported(reason) if config.ddl.unsupported == DdlPolicy::Skip => {
-            warn!(job = job_id, statement = ddl.entry.statement, reason, "left out a schema change that the target cannot run");
+            warn!(
+                job = job_id,
+                statement = ddl.entry.statement,
+                reason,
+                "left out a schema change that the target cannot run"
+            );
             metrics::ddl("skipped");
             Ok(Vec::new())
         }
@@ -190,9 +195,13 @@ async fn looks(session: &mut Session, ddl: &Ddl) -> Result<String, Error> {
 /// The text of a SHOW CREATE; of what is not there, that.
 async fn show(session: &mut Session, sql: &str) -> Result<String, Error> {
     match session.conn.query_first::<DbRow, _>(sql).await {
-        Ok(row) => Ok(row.and_then(|mut row| row.take_opt::<String, _>(1)).and_then(Result::ok).unwrap_or_default()),
+        Ok(row) => {
+            Ok(row.and_then(|mut row| row.take_opt::<String, _>(1)).and_then(Result::ok).unwrap_or_default())
+        }
         // No such database, table or view.
-        Err(Error::Server(server)) if matches!(server.code, 1049 | 1146 | 1356 | 4091) => Ok(format!("{sql}: not there")),
+        Err(Error::Server(server)) if matches!(server.code, 1049 | 1146 | 1356 | 4091) => {
+            Ok(format!("{sql}: not there"))
+        }
         Err(error) => Err(error),
     }
 }
@@ -225,7 +234,9 @@ async fn identities(session: &mut Session, database: &str, table: &str) -> Resul
     match session.conn.query_first::<Option<String>, _>(query).await {
         Ok(found) => Ok(found.flatten().unwrap_or_default()),
         // Not allowed to see them, or not such a server.
-        Err(Error::Server(server)) if matches!(server.code, 1044 | 1045 | 1109 | 1142 | 1227) => Ok(String::new()),
+        Err(Error::Server(server)) if matches!(server.code, 1044 | 1045 | 1109 | 1142 | 1227) => {
+            Ok(String::new())
+        }
         Err(error) => Err(error),
     }
 }
@@ -299,7 +310,13 @@ async fn write_entry(
         .await
 }
 
-async fn execute(session: &mut Session, ddl: &Ddl, step: &Step, config: &Config, meta: &Meta) -> Result<(), DdlError> {
+async fn execute(
+    session: &mut Session,
+    ddl: &Ddl,
+    step: &Step,
+    config: &Config,
+    meta: &Meta,
+) -> Result<(), DdlError> {
     if let Some(database) = &step.database {
         match session.conn.query_drop(format!("USE {}", quoted(database))).await {
             // A database that the statement does not need: its names are qualified, or it makes it.
@@ -309,9 +326,13 @@ async fn execute(session: &mut Session, ddl: &Ddl, step: &Step, config: &Config,
     }
     session.conn.query_drop(format!("SET SESSION sql_mode='{DDL_MODE}'")).await?;
     if let Some(micros) = step.timestamp {
-        session.conn.query_drop(format!("SET SESSION timestamp={}.{:06}", micros / 1_000_000, micros % 1_000_000)).await?;
+        session
+            .conn
+            .query_drop(format!("SET SESSION timestamp={}.{:06}", micros / 1_000_000, micros % 1_000_000))
+            .await?;
     }
-    let tables: Vec<String> = ddl.after.iter().map(|table| table_name(table.database(), table.name())).collect();
+    let tables: Vec<String> =
+        ddl.after.iter().map(|table| table_name(table.database(), table.name())).collect();
     info!(job = ddl.entry.job_id, seq = ddl.seq, commit_ts = %ddl.commit_ts, tables = tables.join(", "), statement = step.statement, "running a schema change");
     let result = session.conn.query_drop(step.statement.as_str()).await;
     match result {

@@ -63,7 +63,8 @@ pub fn plan(ddl: &Ddl, target: &Target, config: &DdlConfig) -> Plan {
     let action = ActionType::from(ddl.entry.action.unsigned_abs());
     let statement = ddl.entry.statement.trim().trim_end_matches(';').to_owned();
     let database = (!ddl.entry.current_database.is_empty()).then(|| ddl.entry.current_database.clone());
-    let run = |statement: String| Plan::Run(vec![Step { database: database.clone(), statement, timestamp: None }]);
+    let run =
+        |statement: String| Plan::Run(vec![Step { database: database.clone(), statement, timestamp: None }]);
     if !target.is_tidb() && has_no_effect(action) {
         return Plan::Nothing("it has no effect on rows or their shape");
     }

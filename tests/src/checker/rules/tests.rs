@@ -91,8 +91,15 @@ fn start(epoch: u64, resumed_from: u64, next_seq: u64, ends: Vec<PartitionEnd>) 
 }
 
 fn record(epoch: u64, watermark: u64, next_seq: u64, body: Body) -> CommitRecord {
-    let feed_id = vec![1; 16].into();
-    CommitRecord { feed_id, epoch, watermark, next_seq, body: Some(body), ..CommitRecord::default() }
+    CommitRecord {
+        feed_id: vec![1; 16].into(),
+        epoch,
+        watermark,
+        next_seq,
+        summary: None,
+        pull_from: 0,
+        body: Some(body),
+    }
 }
 
 /// Two epochs: a batch of two transactions, a tick, a restart, a DDL with a row in its wake, a transaction in two parts
