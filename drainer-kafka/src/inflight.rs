@@ -2,7 +2,7 @@
 //!
 //! While a job adds a column, rows already carry it under an id that no definition has. Almost always the value is the
 //! column's `origin_default`, which every replica fills in by itself when it runs the DDL. But a multi-schema change makes
-//! its columns public some milliseconds before its binlog (encoding-spec §1, case d): rows that users wrote in between
+//! its columns public some milliseconds before its binlog (seen in recordings of TiDB 7.1): rows that users wrote in between
 //! commit *before* the DDL with values that would be lost. So such values are held, per row, until the DDL comes; where
 //! they differ from the default, an update of those columns follows the DDL.
 //!

@@ -29,7 +29,7 @@ use crate::kafka::producer::ProducerOptions;
 use crate::kafka::sink::{Sink, SinkError, SinkOptions};
 use crate::kafka::start::{OpenLog, OpenOptions};
 use crate::kafka::topics::{Creation, Topics};
-use crate::kafka::{Kafka, LogError, readback, start};
+use crate::kafka::{Kafka, LogError, readback, start, trim};
 use crate::membership::{Membership, Refresh};
 use crate::merge::MergeError;
 use crate::pull::PullOptions;
@@ -48,7 +48,7 @@ const MERGED: usize = 8;
 /// Units being shaped or waiting for the sink.
 const WORK: usize = 16;
 /// How long the parts of an epoch get to end once one has.
-const TEARDOWN: Duration = Duration::from_secs(20);
+const TEARDOWN: Duration = Duration::from_secs(10);
 
 /// Everything an epoch needs that outlives it.
 #[derive(Debug)]
@@ -93,6 +93,65 @@ pub struct Fatal(pub anyhow::Error);
 impl Leader {
     /// Runs one epoch until `shutdown`, or until something fails.
     pub async fn epoch(&self, shutdown: &Shutdown) -> anyhow::Result<()> {
+        // Nothing is written before START is committed: until then the epoch may be given up at any moment.
+        let Some(ready) = shutdown.unless(self.prepare()).await else { return Ok(()) };
+        let Ready {
+            kafka,
+            topics,
+            sink,
+            history,
+            tracker,
+            routing,
+            shape,
+            schema_limit,
+            commits_end,
+            pull_from,
+        } = ready?;
+        let (epoch, written) = (sink.epoch(), sink.watermark());
+        self.status.role("leader");
+
+        let (merged_in, merged_out) = mpsc::channel(MERGED);
+        let (work_in, work_out) = mpsc::channel(WORK);
+        let shaping = ShapeTask::new(
+            tracker,
+            history,
+            routing.clone(),
+            shape,
+            schema_limit,
+            written,
+            self.status.clone(),
+        );
+        let running = shutdown.child();
+        let (trimming, row_topics) = (kafka.clone(), routing.layout().topics.clone());
+        let trim = trim::run(trimming, topics.commits.clone(), row_topics, running.child());
+        let back = readback::follow(
+            kafka,
+            topics.commits.clone(),
+            commits_end,
+            epoch,
+            self.status.clone(),
+            running.child(),
+        );
+        let mut parts = Parts::new(running);
+        parts.spawn("trim", async move {
+            trim.await;
+            Ok(())
+        });
+        parts.spawn("shape", async move { Ok(shaping.run(merged_out, work_in).await?) });
+        parts.spawn("sink", async move { Ok(sink.run(work_out).await?) });
+        parts.spawn("readback", async move { Ok(back.await?) });
+        let (refresh_in, refresh_out) = mpsc::channel(4);
+        // Before the first list is read: a pump that registered too late for it finds somebody to notify.
+        self.refreshes.send_replace(Some(refresh_in));
+        self.sources(pull_from, merged_in, refresh_out, &mut parts);
+        let ended = parts.join().await;
+        self.refreshes.send_replace(None);
+        self.status.forget_pumps();
+        ended
+    }
+
+    /// Opens the log, finds the schema at its end, and begins the epoch with START.
+    async fn prepare(&self) -> anyhow::Result<Ready> {
         let cluster_id = self.pd.cluster_id();
         let topics = Topics::new(&self.config.topic(cluster_id));
         self.status.log(cluster_id, &topics.rows);
@@ -117,35 +176,20 @@ impl Leader {
             max_transaction: self.config.output.max_kafka_transaction.as_u64() as usize,
             shape,
         };
-        let (epoch, written) = (sequencer.epoch(), sequencer.watermark());
         let mut sink = Sink::new(producer, sequencer, sink_options, history.clone(), self.status.clone());
         sink.start(&new_schema).await?;
-        drop(new_schema);
-        self.status.role("leader");
-
-        let (merged_in, merged_out) = mpsc::channel(MERGED);
-        let (work_in, work_out) = mpsc::channel(WORK);
-        let shaping =
-            ShapeTask::new(tracker, history, routing, shape, schema_limit, written, self.status.clone());
-        let running = shutdown.child();
-        let back = readback::follow(
+        Ok(Ready {
             kafka,
-            topics.commits.clone(),
+            topics,
+            sink,
+            history,
+            tracker,
+            routing,
+            shape,
+            schema_limit,
             commits_end,
-            epoch,
-            self.status.clone(),
-            running.child(),
-        );
-        let mut parts = Parts::new(running);
-        parts.spawn("shape", async move { Ok(shaping.run(merged_out, work_in).await?) });
-        parts.spawn("sink", async move { Ok(sink.run(work_out).await?) });
-        parts.spawn("readback", async move { Ok(back.await?) });
-        let sources = self.sources(pull_from, merged_in, &mut parts);
-        self.refreshes.send_replace(Some(sources));
-        let ended = parts.join().await;
-        self.refreshes.send_replace(None);
-        self.status.forget_pumps();
-        ended
+            pull_from,
+        })
     }
 
     fn kafka(&self) -> anyhow::Result<Kafka> {
@@ -177,16 +221,16 @@ impl Leader {
         }
     }
 
-    /// Starts membership, pulls and merge behind `position`; returns where refreshes are asked for.
+    /// Starts membership, pulls and merge behind `position`.
     fn sources(
         &self,
         position: Tso,
         merged: mpsc::Sender<Merged>,
+        mut refreshes: mpsc::Receiver<Refresh>,
         parts: &mut Parts,
-    ) -> mpsc::Sender<Refresh> {
+    ) {
         let (changes_in, changes_out) = mpsc::channel::<SourceChange>(16);
         let (batches_in, batches_out) = mpsc::channel(BATCHES);
-        let (refresh_in, mut refresh_out) = mpsc::channel(4);
         let merge = MergeTask::new(position, self.status.clone());
         let template = PullOptions {
             source: crate::merge::SourceId::new(""),
@@ -207,10 +251,9 @@ impl Leader {
             batches_in,
         );
         parts.spawn("membership", async move {
-            membership.run(&mut refresh_out).await.map_err(|error| anyhow::Error::new(Fatal(error)))
+            membership.run(&mut refreshes).await.map_err(|error| anyhow::Error::new(Fatal(error)))
         });
         parts.spawn("merge", async move { Ok(merge.run(batches_out, changes_out, merged).await?) });
-        refresh_in
     }
 
     /// The schema at the position, and the sequencer that goes on from there.
@@ -307,7 +350,8 @@ impl Leader {
         info!(jobs = jobs.len(), until = %all_committed, "looking for the place of recent DDL jobs");
         let (merged_in, mut merged) = mpsc::channel(MERGED);
         let mut parts = Parts::new(Shutdown::new());
-        let _refreshes = self.sources(position, merged_in, &mut parts);
+        let (_refresh_in, refresh_out) = mpsc::channel(1);
+        self.sources(position, merged_in, refresh_out, &mut parts);
         let search = async {
             while let Some(item) = merged.recv().await {
                 match item {
@@ -333,12 +377,25 @@ impl Leader {
             found = search => Ok(found),
             ended = parts.ended() => Err(ended),
         };
-        parts.shutdown.cancel();
-        drop(merged);
-        parts.join().await.ok();
+        parts.set.shutdown().await;
         self.status.forget_pumps();
         found
     }
+}
+
+/// An epoch that has begun in the log.
+struct Ready {
+    kafka: Kafka,
+    topics: Topics,
+    sink: Sink<StatusPort>,
+    history: Arc<StatusPort>,
+    tracker: Tracker,
+    routing: Arc<Routing>,
+    shape: Shape,
+    schema_limit: usize,
+    commits_end: i64,
+    /// Where the pumps are read from.
+    pull_from: Tso,
 }
 
 /// An epoch about to begin.
@@ -359,15 +416,20 @@ struct Begun {
 struct Parts {
     shutdown: Shutdown,
     set: tokio::task::JoinSet<(&'static str, anyhow::Result<()>)>,
+    /// What comes before the sink, to be stopped first.
+    upstream: Vec<tokio::task::AbortHandle>,
 }
 
 impl Parts {
     fn new(shutdown: Shutdown) -> Self {
-        Self { shutdown, set: tokio::task::JoinSet::new() }
+        Self { shutdown, set: tokio::task::JoinSet::new(), upstream: Vec::new() }
     }
 
     fn spawn(&mut self, name: &'static str, part: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
-        self.set.spawn(async move { (name, part.await) });
+        let task = self.set.spawn(async move { (name, part.await) });
+        if !matches!(name, "sink" | "readback") {
+            self.upstream.push(task);
+        }
     }
 
     /// Waits for the first part to end; its error, or that it ended at all.
@@ -380,25 +442,32 @@ impl Parts {
         }
     }
 
-    /// Runs until the shutdown or the first end. The sources go first; what they had delivered is still written, so a
-    /// clean end leaves nothing half done.
+    /// Runs until the shutdown or the first end. At a shutdown the sources go first, and the sink ends by itself when it has
+    /// written what it holds; after a failure the rest is given up, and the successor pulls it again.
     async fn join(mut self) -> anyhow::Result<()> {
         let mut errors = Vec::new();
+        let mut sink_ended = false;
+        let mut take = |ended: Result<(&'static str, anyhow::Result<()>), tokio::task::JoinError>| {
+            let sink = matches!(ended, Ok(("sink", _)));
+            errors.extend(Self::error(ended));
+            sink
+        };
         let stopped = tokio::select! {
             () = self.shutdown.cancelled() => true,
-            first = self.set.join_next() => {
-                errors.extend(first.and_then(Self::error));
+            Some(first) = self.set.join_next() => {
+                sink_ended = take(first);
                 false
             }
         };
-        self.shutdown.cancel();
-        // Everything not yet written is pulled again by the successor.
+        self.upstream.iter().for_each(tokio::task::AbortHandle::abort);
         let teardown = async {
-            while let Some(ended) = self.set.join_next().await {
-                errors.extend(Self::error(ended));
+            while !sink_ended {
+                let Some(ended) = self.set.join_next().await else { break };
+                sink_ended = take(ended);
             }
         };
-        let _ = tokio::time::timeout(if stopped { Duration::ZERO } else { TEARDOWN }, teardown).await;
+        let _ = tokio::time::timeout(TEARDOWN, teardown).await;
+        self.shutdown.cancel();
         self.set.shutdown().await;
         // A part that fails takes its neighbours' channels away; they end without an error of their own.
         match errors.into_iter().next() {

@@ -21,9 +21,13 @@ fn main() -> ExitCode {
     }
 }
 
-#[tokio::main]
-async fn serve(config: Config, telemetry: Telemetry) -> anyhow::Result<()> {
-    drainer_kafka::run(config, telemetry, Shutdown::on_signals()?).await
+fn serve(config: Config, telemetry: Telemetry) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let result =
+        runtime.block_on(async move { drainer_kafka::run(config, telemetry, Shutdown::on_signals()?).await });
+    // A call into librdkafka that waits for a broker must not keep the process; the successor settles what it was at.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    result
 }
 
 fn fail(error: &dyn std::fmt::Display) -> ExitCode {

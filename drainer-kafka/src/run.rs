@@ -72,7 +72,10 @@ pub async fn run(config: Config, telemetry: Telemetry, shutdown: Shutdown) -> an
         let topic = config.topic(cluster_id);
         let mut side = Side::new(&node_id, &address);
         side.facts = serde_json::json!({ "log": topic });
-        let presence = registry.announce(NodeKind::Drainer, side).await?;
+        let Some(presence) = stop.unless(registry.announce(NodeKind::Drainer, side)).await else {
+            return Ok(());
+        };
+        let presence = presence?;
         let entry = Registration {
             registry: registry.clone(),
             pd: pd.clone(),
@@ -183,6 +186,13 @@ async fn epochs(
     stop: &Shutdown,
 ) -> anyhow::Result<()> {
     let mut backoff = MIN_BACKOFF;
+    // Before the first list of the pumps is read: whoever registers later finds this drainer, whoever registered earlier
+    // is found.
+    let registered = tokio::select! {
+        registered = entry.register(leader) => registered?,
+        () = stop.cancelled() => return Ok(()),
+        () = leadership.lost() => return Ok(()),
+    };
     loop {
         leader.status.role("starting");
         let running = stop.child();
@@ -190,7 +200,7 @@ async fn epochs(
         let ended = tokio::select! {
             ended = epoch => ended,
             () = leadership.lost() => return Ok(()),
-            never = entry.heartbeats(leader, health) => never,
+            never = entry.heartbeats(leader, health, &registered) => never,
         };
         let Err(error) = ended else { return Ok(()) };
         if stop.is_cancelled() {
@@ -236,25 +246,33 @@ impl Registration {
         record
     }
 
-    /// Rewrites the entry for as long as it is polled. Registers before the first list of the pumps is read: whoever
-    /// registers later finds this drainer, whoever registered earlier is found.
-    async fn heartbeats(&self, leader: &Leader, health: &Health) -> anyhow::Result<()> {
-        let mut clock = None;
+    /// Writes the entry for the first time; keeps trying while PD or etcd is away.
+    async fn register(&self, leader: &Leader) -> anyhow::Result<UpdateClock> {
+        loop {
+            let error = match self.pd.tso().await {
+                Ok(now) => {
+                    let clock = UpdateClock::new(now);
+                    let record = self.record(NodeState::Online, leader.status.released(), clock.now());
+                    match self.registry.put(NodeKind::Drainer, &record).await {
+                        Ok(()) => return Ok(clock),
+                        Err(error) if error.is_retryable() => error.to_string(),
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                Err(error) => error.to_string(),
+            };
+            warn!(error, "cannot register, trying again");
+            tokio::time::sleep(HEARTBEAT).await;
+        }
+    }
+
+    /// Rewrites the entry for as long as it is polled.
+    async fn heartbeats(&self, leader: &Leader, health: &Health, clock: &UpdateClock) -> anyhow::Result<()> {
         let mut retired = false;
         let mut tick = tokio::time::interval(HEARTBEAT);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            let clock = match &clock {
-                Some(clock) => clock,
-                None => match self.pd.tso().await {
-                    Ok(now) => clock.insert(UpdateClock::new(now)),
-                    Err(error) => {
-                        warn!(%error, "PD gives no time");
-                        continue;
-                    }
-                },
-            };
             let record = self.record(NodeState::Online, leader.status.released(), clock.now());
             match self.registry.put(NodeKind::Drainer, &record).await {
                 Ok(()) => {}

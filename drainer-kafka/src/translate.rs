@@ -568,3 +568,6 @@ fn row_key(definition: &Definition, image: &[proto::Field]) -> Option<Bytes> {
         .collect();
     Some(proto::RowKey { fields: fields? }.encode_to_vec().into())
 }
+
+#[cfg(test)]
+mod tests;

@@ -117,3 +117,89 @@ impl Flags {
         Ok(config)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use node::config::ByteSize;
+
+    use super::*;
+    use crate::config::LargeRowPolicy;
+
+    fn flags(arguments: &[&str]) -> Result<Config, ConfigError> {
+        let line = std::iter::once("drainer-kafka").chain(arguments.iter().copied()).map(OsString::from);
+        Flags::from_command_line(line).resolve()
+    }
+
+    fn with_file(text: &str, arguments: &[&str]) -> Result<Config, ConfigError> {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("drainer.toml");
+        std::fs::write(&file, text).unwrap();
+        flags(&[&["-config", file.to_str().unwrap()], arguments].concat())
+    }
+
+    #[test]
+    fn the_originals_keys_and_flags_are_understood() {
+        let text = r#"
+            addr = "127.0.0.1:8249"
+            pd-urls = "http://a:2379, http://b:2379"
+            data-dir = "/from/file"
+            detect-interval = 10
+            initial-commit-ts = 42
+            [security]
+            [syncer]
+            db-type = "kafka"
+            ignore-schemas = "mysql, secret"
+            replicate-do-db = ["~^b.*", "s1"]
+            [[syncer.replicate-do-table]]
+            db-name = "test"
+            tbl-name = "~^a.*"
+            [syncer.to]
+            kafka-addrs = "k1:9092,k2:9092"
+            topic-name = "orders"
+            [output]
+            large-row = "stop"
+            max-kafka-transaction = "8 MiB"
+        "#;
+        let config =
+            with_file(text, &["-data-dir=/from/flag", "-initial-commit-ts", "-1", "--partitions", "3"])
+                .unwrap();
+        assert_eq!(config.data_dir, PathBuf::from("/from/flag"));
+        assert_eq!((config.initial_commit_ts, config.output.partitions), (-1, 3));
+        assert_eq!(config.detect_interval, HumanDuration::from_secs(10));
+        assert_eq!(config.pd_urls(), ["http://a:2379", "http://b:2379"]);
+        assert_eq!(config.kafka().brokers, ["k1:9092", "k2:9092"]);
+        assert_eq!(config.topic(7), "orders");
+        assert_eq!(
+            (config.output.large_row, config.output.max_kafka_transaction),
+            (LargeRowPolicy::Stop, ByteSize::mib(8))
+        );
+        let filter = config.syncer.filter().unwrap();
+        assert!(filter.table("bank", "x") && filter.table("test", "Abc") && !filter.table("test", "x"));
+        assert!(!filter.table("secret", "x"));
+        assert_eq!(flags(&["-addr", "h:1"]).unwrap().topic(7), "sluice_7");
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let cases = [
+            ("adr = \"x\"", "drainer.toml:1:1: adr"),
+            ("[syncer]\ntxn-batch = 20", "syncer.txn-batch"),
+            ("[syncer]\ndb-type = \"mysql\"", "syncer.db-type"),
+            ("[syncer]\nreplicate-do-db = [\"~(\"]", "~("),
+            ("[syncer.to]\ntopic-name = \"a/b\"", "syncer.to.topic-name"),
+            ("[output]\nlarge-row = \"claim-check\"", "output.large-row"),
+            ("[output]\npartitions = 0", "output.partitions"),
+            ("[output]\ncommit-interval = \"0s\"", "output.commit-interval"),
+            ("[output]\ncompression = \"brotli\"", "output.compression"),
+            ("[syncer.to]\nkafka-addrs = \"a:1\"\n[kafka]\nbrokers = [\"b:1\"]", "kafka.brokers"),
+            ("pd-urls = \"a:2379\"", "pd-urls"),
+            ("pull-budget = \"1 KiB\"", "pull-budget"),
+            ("addr = \"0.0.0.0:8249\"", "advertise-addr"),
+            ("initial-commit-ts = -5", "initial-commit-ts"),
+        ];
+        for (text, expected) in cases {
+            let error = with_file(text, &[]).unwrap_err().to_string();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+}

@@ -8,6 +8,7 @@ pub mod reader;
 pub mod sink;
 pub mod start;
 pub mod topics;
+pub mod trim;
 
 pub use self::client::{Kafka, LogContext};
 

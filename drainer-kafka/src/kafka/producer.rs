@@ -134,9 +134,18 @@ pub struct ProducerOptions {
     pub compression: String,
 }
 
-/// One epoch's producer.
+/// One epoch's producer. Dropped, it lets go on a thread where waiting for librdkafka's own threads does no harm.
 pub struct Producer {
     inner: Arc<ThreadedProducer<Context>>,
+}
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let inner = self.inner.clone();
+            runtime.spawn_blocking(move || drop(inner));
+        }
+    }
 }
 
 impl std::fmt::Debug for Producer {
@@ -252,10 +261,5 @@ impl Producer {
             inner.commit_transaction(Timeout::Never).map_err(LogError::kafka("committing a transaction"))
         })
         .await
-    }
-
-    /// Lets go of the producer, off the runtime: librdkafka waits for its threads.
-    pub async fn close(self) {
-        let _ = tokio::task::spawn_blocking(move || drop(self)).await;
     }
 }

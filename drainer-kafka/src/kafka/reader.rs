@@ -84,14 +84,14 @@ impl Reader {
         Ok(end)
     }
 
-    /// Hands every committed record from `from` to the end to `visit`, in order. The caller made sure that no
-    /// transaction is open.
+    /// Hands every committed record from `from` to the end to `visit`, in order, or until that answers false. Behind an open
+    /// transaction there is no end to see: the last records before it are the end then.
     pub fn read(
         &self,
         topic: &str,
         partition: i32,
         from: i64,
-        mut visit: impl FnMut(&BorrowedMessage<'_>) -> Result<(), LogError>,
+        mut visit: impl FnMut(&BorrowedMessage<'_>) -> Result<bool, LogError>,
     ) -> Result<(), LogError> {
         let what = || format!("reading {topic}[{partition}] from offset {from}");
         let mut assignment = TopicPartitionList::new();
@@ -103,7 +103,9 @@ impl Reader {
         loop {
             match self.committed.poll(Duration::from_millis(200)) {
                 Some(Ok(message)) => {
-                    visit(&message)?;
+                    if !visit(&message)? {
+                        break;
+                    }
                     last = Instant::now();
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => break,

@@ -16,9 +16,9 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
 use tracing::{debug, info};
 
+use super::LogError;
 use super::producer::{Acks, Producer};
 use super::topics::Topics;
-use super::{LogError, blocking};
 use crate::inflight::{HeldChange, InFlight, InFlightError};
 use crate::metrics;
 use crate::schema::Definition;
@@ -210,17 +210,19 @@ impl<H: SchemaHistory> Sink<H> {
         Ok(())
     }
 
+    /// The epoch's number.
+    pub fn epoch(&self) -> u64 {
+        self.sequencer.epoch()
+    }
+
+    /// Everything at or below it is in the log.
+    pub fn watermark(&self) -> Tso {
+        self.sequencer.watermark()
+    }
+
     /// Writes what comes until nothing more does; then the log is complete up to there. On an error the epoch is over.
     pub async fn run(mut self, mut work: mpsc::Receiver<Work>) -> Result<(), SinkError> {
-        let result = self.write(&mut work).await;
-        // No more work: whoever produces it finds out.
-        drop(work);
-        let _ = blocking(move || {
-            drop(self);
-            Ok(())
-        })
-        .await;
-        result
+        self.write(&mut work).await
     }
 
     async fn write(&mut self, work: &mut mpsc::Receiver<Work>) -> Result<(), SinkError> {
@@ -324,10 +326,9 @@ impl<H: SchemaHistory> Sink<H> {
         let opened = self.sequencer.open(shaped.header)?;
         self.budgets.extend(shaped.budget);
         match shaped.rows {
-            Rows::Whole(records) => {
-                for record in records.iter().filter(|record| record.change >= opened.skip_changes) {
-                    self.row(record).await?;
-                }
+            Rows::Whole(mut records) => {
+                records.retain(|record| record.change >= opened.skip_changes);
+                self.rows(&records).await?;
                 self.hold(commit_ts, shaped.held).await?;
             }
             Rows::Sliced(rows) => self.sliced(commit_ts, *rows, opened.skip_changes).await?,
@@ -339,7 +340,24 @@ impl<H: SchemaHistory> Sink<H> {
         Ok(())
     }
 
-    /// A transaction too large to be shaped at once. Over `max-kafka-transaction` it goes out in parts.
+    /// Sends rows of the open transaction. Where it grows over `max-kafka-transaction`, a part ends before the change that
+    /// would not fit.
+    async fn rows(&mut self, records: &[RowRecord]) -> Result<(), SinkError> {
+        for change in records.chunk_by(|a, b| a.change == b.change) {
+            let bytes: usize = change.iter().map(RowRecord::size).sum();
+            let full = self.sequencer.batch_bytes() + bytes > self.options.max_transaction;
+            if full && self.sequencer.batch_bytes() > 0 {
+                self.settle("part").await?;
+                self.begin()?;
+            }
+            for record in change {
+                self.row(record).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A transaction too large to be shaped at once.
     async fn sliced(
         &mut self,
         commit_ts: CommitTs,
@@ -363,15 +381,7 @@ impl<H: SchemaHistory> Sink<H> {
                 // The transaction counts as a whole: until it is closed, the watermark stays before it.
                 return self.hold(commit_ts, held).await;
             }
-            if self.sequencer.batch_bytes() + SLICE > self.options.max_transaction
-                && self.sequencer.batch_bytes() > 0
-            {
-                self.settle("part").await?;
-                self.begin()?;
-            }
-            for record in &slice {
-                self.row(record).await?;
-            }
+            self.rows(&slice).await?;
         }
     }
 

@@ -225,7 +225,8 @@ impl Found {
                     let key = String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned();
                     let pushed =
                         schema.push(&key, &row_meta(message)?, message.payload().unwrap_or_default());
-                    pushed.map_err(|e| LogError::Refused(format!("schema topic {}: {e}", topics.schema)))
+                    pushed.map_err(|e| LogError::Refused(format!("schema topic {}: {e}", topics.schema)))?;
+                    Ok(true)
                 })?;
             }
         }
@@ -260,7 +261,8 @@ fn read_tail(reader: &Reader, topic: &str, low: i64, end: i64) -> Result<Option<
         let mut fold = TailReader::default();
         reader.read(topic, 0, from, |message| {
             fold.push(&commit_record(message)?)
-                .map_err(|source| LogError::Tail { topic: topic.to_owned(), source })
+                .map_err(|source| LogError::Tail { topic: topic.to_owned(), source })?;
+            Ok(true)
         })?;
         match fold.finish() {
             Some(tail) => return Ok(Some(tail)),

@@ -96,7 +96,14 @@ impl Jobs {
         let mut from = 0;
         loop {
             let body = history.page(from).await?;
-            let Some(lowest) = jobs.take_page(&body, &mut seen, &mut length)? else { break };
+            // Parsing and writing a page is no work for the runtime's threads.
+            let taken = tokio::task::spawn_blocking(move || {
+                let lowest = jobs.take_page(&body, &mut seen, &mut length)?;
+                Ok::<_, BootstrapError>((jobs, seen, length, lowest))
+            });
+            let lowest;
+            (jobs, seen, length, lowest) = taken.await.map_err(std::io::Error::other)??;
+            let Some(lowest) = lowest else { break };
             from = lowest;
         }
         jobs.index.sort_unstable_by_key(|job| (job.version, job.id));

@@ -4,7 +4,7 @@
 //! schema versions; a job's FinishedTS is later than its place and orders nothing). Rows that commit between two DDLs
 //! are shaped by what the first left, whatever schema version their transaction names.
 //!
-//! Every kind of job that TiDB has is handled or refused by name (encoding-spec §6). Nothing is guessed: a job that
+//! Every kind of job that TiDB has is handled or refused by name (TiDB's `parser/model.ActionType`). Nothing is guessed: a job that
 //! lacks what its kind must bring, or names a table or database that is not there, stops the feed.
 //!
 //! A crash loses nothing: every version is in the schema topic, in the same Kafka transaction as the DDL's entry in the
