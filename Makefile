@@ -40,9 +40,10 @@ demo: build
 	@"$(CARGO_TARGET_DIR)/debug/sluice-demo" $(if $(KEEP),--keep) "$(CORPUS)"
 
 # The end-to-end tests start the binaries, so these are built first. The runner's summary comes last.
+# A failure tells its chain of causes; backtraces of a hundred frames would hide it.
 test: setup-test
 	@cargo build --workspace --bins
-	@"$(CARGO_TARGET_DIR)/debug/with-kafka" cargo nextest run --workspace --no-fail-fast
+	@RUST_BACKTRACE=0 "$(CARGO_TARGET_DIR)/debug/with-kafka" cargo nextest run --workspace --no-fail-fast
 
 lint: setup-test
 	@cargo fmt --all --check

@@ -20,6 +20,6 @@ pub(super) async fn generate(args: &Args, pd: &Pd) -> anyhow::Result<Report> {
     let time = list::time(now, &args.time_zone);
     Ok(Report {
         text: format!("commitTS = {commit_ts}\n({time}; written to {})", file.display()),
-        json: json!({ "commitTS": commit_ts, "time": time, "file": file }),
+        json: json!({ "CommitTS": commit_ts, "Time": time, "File": file }),
     })
 }

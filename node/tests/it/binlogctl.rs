@@ -129,7 +129,7 @@ async fn generate_meta_writes_the_savepoint() {
     assert!(out(&done).starts_with(&written), "{}", out(&done));
     let again = rig.run(&["generate_meta", "-data-dir", data.to_str().unwrap(), "--output", "json"]).await;
     let report: Value = serde_json::from_slice(&again.stdout).unwrap();
-    assert_eq!(report["commitTS"], json!((NOW_MS << 18) + 1));
+    assert_eq!(report["CommitTS"], json!((NOW_MS << 18) + 1));
     assert_eq!(node::savepoint::read(&data).unwrap(), Some(CommitTs::new((NOW_MS << 18) + 1)));
     // A directory that cannot be one.
     let failed = rig.run(&["generate_meta", "-data-dir", "/dev/null/x"]).await;

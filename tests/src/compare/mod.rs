@@ -3,6 +3,7 @@
 //! Cells are compared as the bytes both servers print, in UTC. Only where the two print one value differently are they
 //! compared as values; [`Form`] lists those places, and there are no others.
 
+pub mod load;
 mod read;
 
 use std::{

@@ -22,7 +22,7 @@ use super::scratch::Scratch;
 
 /// How long anything may take to become ready or to stop. Long, because it is no measurement: a machine with all its cores
 /// busy must not fail a test.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How often a condition is looked at that offers nothing to wait on.
 const LOOK_EVERY: Duration = Duration::from_millis(25);

@@ -211,14 +211,24 @@ impl Site {
         self.service(&name, "pump", &config, &ports.admin)
     }
 
-    /// The drainer; `extra` is added to its configuration (top-level keys first).
+    /// The drainer's data-dir.
+    pub fn drainer_data(&self) -> PathBuf {
+        self.folder().join("drainer")
+    }
+
+    /// The drainer, from the beginning; `extra` is added to its configuration (top-level keys first).
     pub fn drainer(&self, extra: &str) -> Result<Service> {
+        self.drainer_from(0, extra)
+    }
+
+    /// The same, beginning after this commit_ts; −1: at the savepoint in [`Self::drainer_data`], else now.
+    pub fn drainer_from(&self, initial_commit_ts: i64, extra: &str) -> Result<Service> {
         let config = format!(
-            "addr = {:?}\nnode-id = \"drainer\"\npd-urls = \"http://{}\"\ndata-dir = {:?}\ninitial-commit-ts = 0\n{extra}\n\
+            "addr = {:?}\nnode-id = \"drainer\"\npd-urls = \"http://{}\"\ndata-dir = {:?}\ninitial-commit-ts = {initial_commit_ts}\n{extra}\n\
              [syncer.to]\nkafka-addrs = {:?}\ntopic-name = {:?}\n\n[admin]\naddr = {:?}\n",
             self.drainer.addr,
             self.pd,
-            self.folder().join("drainer"),
+            self.drainer_data(),
             self.kafka.brokers(),
             self.topic,
             self.drainer.admin

@@ -13,7 +13,7 @@ use e2e::{
 };
 
 /// A drainer's lease is short in tests, so that a killed one does not keep its successor waiting for long.
-const DRAINER: &str = "lease = \"2s\"\n";
+pub(crate) const DRAINER: &str = "lease = \"2s\"\n";
 
 /// The upstream half of a site. Processes are declared before the site: they end before it.
 pub(crate) struct Cast {
@@ -31,6 +31,12 @@ impl Cast {
 
     /// The same on a site that is there.
     pub(crate) async fn on(site: Site, speed: Speed) -> Result<Self> {
+        let drainer = site.drainer(DRAINER)?;
+        Self::with_drainer(site, speed, drainer).await
+    }
+
+    /// The same with a drainer of the test's own making.
+    pub(crate) async fn with_drainer(site: Site, speed: Speed, drainer: Service) -> Result<Self> {
         let simulator = site.start_simulator(speed).await?;
         let mut pumps = Vec::new();
         for n in 0..site.pump_count() {
@@ -41,7 +47,6 @@ impl Cast {
         for (service, process) in &mut pumps {
             service.await_ready(process).await?;
         }
-        let drainer = site.drainer(DRAINER)?;
         let process = drainer.start().await?;
         Ok(Self { drainer: (drainer, process), pumps, simulator, site })
     }

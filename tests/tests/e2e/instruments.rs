@@ -1,12 +1,12 @@
 //! The measuring instruments themselves: services come, go and come back; the comparison sees what MariaDB holds.
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use e2e::{
-    compare::compare,
+    compare::{compare, load::load},
     harness::{etcd::Etcd, kafka::Kafka, mariadb::MariaDb, scratch::Scratch},
-    recording::{Cell, Recording, State},
+    recording::Recording,
 };
-use mysql_async::{Conn, Value, prelude::Queryable as _};
+use mysql_async::prelude::Queryable as _;
 use rdkafka::{
     ClientConfig,
     admin::{AdminOptions, NewTopic, TopicReplication},
@@ -54,28 +54,6 @@ async fn kafka_does_transactions_and_keeps_them_through_a_stop() -> Result<()> {
     })
     .await??;
     assert_eq!(high, 2, "the record and the commit marker");
-    Ok(())
-}
-
-/// Puts a recorded state into MariaDB as it stands.
-async fn load(state: &State, session: &mut Conn) -> Result<()> {
-    for (name, table) in &state.tables {
-        let (schema, table_name) = name.split_once('.').context("a name without schema")?;
-        session.query_drop(format!("CREATE DATABASE IF NOT EXISTS `{schema}`")).await?;
-        session.query_drop(format!("USE `{schema}`")).await?;
-        session.query_drop(&table.create).await?;
-        let marks = vec!["?"; table.columns.len()].join(", ");
-        for row in &table.rows {
-            let values: Vec<Value> = row
-                .iter()
-                .map(|cell| match cell {
-                    Cell::Null => Value::NULL,
-                    Cell::Bytes(bytes) => Value::Bytes(bytes.clone()),
-                })
-                .collect();
-            session.exec_drop(format!("INSERT INTO `{table_name}` VALUES ({marks})"), values).await?;
-        }
-    }
     Ok(())
 }
 

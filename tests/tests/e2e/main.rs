@@ -7,4 +7,5 @@ mod exports;
 mod house;
 mod instruments;
 mod replay;
+mod start;
 mod topics;
