@@ -223,17 +223,26 @@ impl Site {
 
     /// The same, beginning after this commit_ts; −1: at the savepoint in [`Self::drainer_data`], else now.
     pub fn drainer_from(&self, initial_commit_ts: i64, extra: &str) -> Result<Service> {
+        self.drainer_named("drainer", &self.drainer, initial_commit_ts, extra)
+    }
+
+    /// A second drainer for the same feed.
+    pub fn second_drainer(&self, extra: &str) -> Result<Service> {
+        self.drainer_named("drainer-2", &Ports::free()?, 0, extra)
+    }
+
+    fn drainer_named(&self, id: &str, ports: &Ports, initial_commit_ts: i64, extra: &str) -> Result<Service> {
         let config = format!(
-            "addr = {:?}\nnode-id = \"drainer\"\npd-urls = \"http://{}\"\ndata-dir = {:?}\ninitial-commit-ts = {initial_commit_ts}\n{extra}\n\
+            "addr = {:?}\nnode-id = {id:?}\npd-urls = \"http://{}\"\ndata-dir = {:?}\ninitial-commit-ts = {initial_commit_ts}\n{extra}\n\
              [syncer.to]\nkafka-addrs = {:?}\ntopic-name = {:?}\n\n[admin]\naddr = {:?}\n",
-            self.drainer.addr,
+            ports.addr,
             self.pd,
-            self.drainer_data(),
+            self.folder().join(id),
             self.kafka.brokers(),
             self.topic,
-            self.drainer.admin
+            ports.admin
         );
-        self.service("drainer-kafka", "drainer-kafka", &config, &self.drainer.admin)
+        self.service(id, "drainer-kafka", &config, &ports.admin)
     }
 
     /// `apply-mysql` into this site's MariaDB.

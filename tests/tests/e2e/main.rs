@@ -7,5 +7,6 @@ mod exports;
 mod house;
 mod instruments;
 mod replay;
+mod standby;
 mod start;
 mod topics;
