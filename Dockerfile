@@ -3,22 +3,21 @@
 
 FROM rust:1.95-bookworm AS build
 RUN apt-get update \
- && apt-get install -y --no-install-recommends libclang-dev librocksdb-dev libsnappy-dev liblz4-dev libzstd-dev protobuf-compiler libprotobuf-dev \
+ && apt-get install -y --no-install-recommends protobuf-compiler libprotobuf-dev \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
 # --locked: what is tested is what is shipped. The caches live outside the layers.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/target,id=sluice-target \
-    export ROCKSDB_LIB_DIR=/usr/lib/$(gcc -print-multiarch) SNAPPY_LIB_DIR=/usr/lib/$(gcc -print-multiarch) \
- && CARGO_TARGET_DIR=/target cargo build --release --locked -p pump -p drainer-kafka -p consumers -p node -p simulator --bins \
+    CARGO_TARGET_DIR=/target cargo build --release --locked -p pump -p drainer-kafka -p consumers -p node -p simulator --bins \
  && mkdir /out \
  && cd /target/release && cp pump drainer-kafka apply-mysql export-files binlogctl tidb-sim /out/
 
 FROM debian:bookworm-slim
 # curl: for health checks of the admin listener.
 RUN apt-get update \
- && apt-get install -y --no-install-recommends ca-certificates curl librocksdb7.8 libssl3 zlib1g \
+ && apt-get install -y --no-install-recommends ca-certificates curl libssl3 zlib1g \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --uid 10001 --no-create-home --home-dir /var/lib/sluice --shell /usr/sbin/nologin sluice \
  && install -d -o sluice -g sluice /var/lib/sluice

@@ -5,17 +5,11 @@ SLUICE_CACHE ?= $(HOME)/.cache/sluice
 CARGO_TARGET_DIR ?= $(SLUICE_CACHE)/target
 CORPUS ?= shop
 PROFILE ?= lite
-MULTIARCH := $(shell gcc -print-multiarch 2>/dev/null)
 
 export SLUICE_CACHE CARGO_TARGET_DIR
 export PATH := $(SLUICE_CACHE)/tools/bin:$(PATH)
-# .cargo/config.toml has the folder of x86-64; the environment wins.
-ifneq ($(MULTIARCH),)
-export ROCKSDB_LIB_DIR ?= /usr/lib/$(MULTIARCH)
-export SNAPPY_LIB_DIR ?= /usr/lib/$(MULTIARCH)
-endif
 
-.PHONY: help demo test lint fuzz build setup setup-test up down
+.PHONY: help demo test lint fuzz bench build setup setup-test up down
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +17,7 @@ help:
 	@echo 'make test                          every test; starts Kafka, etcd and MariaDB by itself'
 	@echo 'make lint                          format, clippy, licences'
 	@echo 'make fuzz [FOR=60]                  every decoder for so many seconds each; needs nightly Rust and cargo-fuzz'
+	@echo 'make bench [ARGS=...]              the disk, then a pump: ingest and pull (sluice-bench suite --help)'
 	@echo 'make build                         the binaries, into $(CARGO_TARGET_DIR)/debug'
 	@echo 'make setup                         what the above need, if it is not there'
 	@echo 'make up [PROFILE=lite|full]        the same path in containers; make down removes them'
@@ -53,6 +48,11 @@ lint: setup-test
 # Mutated inputs also run in `make test`, with the stable compiler.
 fuzz:
 	@fuzz/run.sh $(or $(FOR),60)
+
+# Comparable only within one run on a quiet machine.
+bench: setup
+	@cargo build --release -p pump -p bench --bins
+	@"$(CARGO_TARGET_DIR)/release/sluice-bench" suite --dir "$(CARGO_TARGET_DIR)" $(ARGS)
 
 up:
 	@scripts/compose-secret.sh

@@ -21,9 +21,7 @@ as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 
 debian_packages() {
   local wanted=(
-    build-essential pkg-config libclang-dev          # a C compiler for rdkafka; bindgen for rocksdb
-    librocksdb-dev libsnappy-dev liblz4-dev libzstd-dev zlib1g-dev
-    libssl-dev                                       # rdkafka
+    build-essential pkg-config zlib1g-dev libssl-dev # rdkafka
     protobuf-compiler libprotobuf-dev                # etcd-client's build script
     etcd-server mariadb-server-core mariadb-client-core util-linux
   )

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use node::config::HumanDuration;
 
+use crate::pull;
 use crate::report::Output;
-use crate::{pull, store};
 
 /// Measures a pump, its store and the disk below it. Results are comparable only within one run on a quiet machine.
 #[derive(Debug, Parser)]
@@ -28,7 +28,7 @@ pub struct Arguments {
 pub enum What {
     /// Synced writes per second that the disk allows: appended, reserved and written space.
     Disk(Disk),
-    /// Stores without gRPC: RocksDB, RocksDB with BlobDB, the segment log.
+    /// The store without gRPC.
     Store(Store),
     /// Write to a running pump as TiDB sessions do.
     Ingest(Ingest),
@@ -58,9 +58,6 @@ pub struct Store {
     /// A directory on the disk.
     #[arg(long, default_value = ".")]
     pub dir: PathBuf,
-    /// Which stores.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "rocksdb,blobdb,seglog")]
-    pub engines: Vec<store::Kind>,
     /// The load.
     #[command(flatten)]
     pub load: Load,

@@ -48,10 +48,8 @@ fn measure_disk(asked: &command::Disk, report: &mut Report) -> anyhow::Result<()
 fn measure_stores(asked: &command::Store, report: &mut Report) -> anyhow::Result<()> {
     for &payload in &asked.load.payload {
         for &sessions in &asked.load.sessions {
-            for &engine in &asked.engines {
-                let load = store::Load { sessions, payload, time: asked.load.time.0 };
-                report.add(&Result::Store(store::measure(engine, load, &asked.dir)?))?;
-            }
+            let load = store::Load { sessions, payload, time: asked.load.time.0 };
+            report.add(&Result::Store(store::measure(load, &asked.dir)?))?;
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Everything, on a site of its own: the disk, the stores, then the pump with each payload from an empty start.
+//! Everything, on a site of its own: the disk, then the pump with each payload from an empty start.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

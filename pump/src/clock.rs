@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use crate::metrics;
 use crate::progress::Progress;
-use crate::writer::{Write, WriteHandle};
+use crate::writer::{Refusal, Write, WriteHandle};
 
 /// How often an idle pump keeps its watermark.
 const SAVE_EVERY: Duration = Duration::from_secs(5);
@@ -115,7 +115,11 @@ impl Clock {
             let watermark = self.progress.watermark();
             if saved.0.elapsed() >= SAVE_EVERY && saved.1 < watermark {
                 saved = (tokio::time::Instant::now(), watermark);
-                writer.write(Write::SaveWatermark, None).await?;
+                match writer.write(Write::SaveWatermark, None).await {
+                    // Without space it waits for the next time: a restart asks PD anyway.
+                    Ok(_) | Err(Refusal::NoSpace) => {}
+                    Err(refusal) => return Err(refusal.into()),
+                }
             }
         }
     }

@@ -40,6 +40,11 @@ pub struct Config {
     /// How long transactions are kept, by PD's time; integer = days.
     #[serde(deserialize_with = "node::config::days")]
     pub gc: HumanDuration,
+    /// The oldest transactions go, too, when the log takes more than this; default: no limit. What drainers still need
+    /// stays in either case.
+    pub gc_size: Option<ByteSize>,
+    /// Collects what drainers still need: theirs is then a gap, reported as out of range. For a volume that must not fill.
+    pub gc_past_drainers: bool,
     /// The longest silence on an idle original pull stream; integer = seconds. Fakes follow every tick, usually sooner.
     #[serde(deserialize_with = "node::config::seconds")]
     pub gen_binlog_interval: HumanDuration,
@@ -81,11 +86,14 @@ pub struct StorageConfig {
     pub stop_write_at_available_space: Option<ByteSize>,
     /// Bytes of one synced write at most (a larger binlog goes alone).
     pub group_commit_size: ByteSize,
+    /// Length of a log file, in which space is prepared ahead and given back; a multiple of 4KiB. Default: 64MiB, less on
+    /// a volume smaller than 4GiB.
+    pub segment_size: Option<ByteSize>,
     /// `[storage.kv]`.
     pub kv: KvConfig,
 }
 
-/// `[storage.kv]`: the original's names for its LSM tree, applied to ours.
+/// `[storage.kv]`: tunes the original's LSM tree. Accepted, without effect: this store has none.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KvConfig {
@@ -132,6 +140,8 @@ impl Default for Config {
             node_id: String::new(),
             heartbeat_interval: HumanDuration::from_secs(2),
             gc: HumanDuration::from_secs(7 * 24 * 3600),
+            gc_size: None,
+            gc_past_drainers: false,
             gen_binlog_interval: HumanDuration::from_secs(3),
             tick_interval: HumanDuration::from_millis(100),
             log_level: "info".into(),
@@ -155,6 +165,7 @@ impl Default for StorageConfig {
             slow_write_threshold: 1.0,
             stop_write_at_available_space: None,
             group_commit_size: ByteSize::mib(2),
+            segment_size: None,
             kv: KvConfig::default(),
         }
     }
@@ -212,6 +223,9 @@ impl Config {
         if self.storage.kv_chan_cap != default.kv_chan_cap {
             ignored.push("storage.kv_chan_cap (see receive-budget)");
         }
+        if self.storage.kv != default.kv {
+            ignored.push("storage.kv (there is no LSM tree to tune)");
+        }
         ignored
     }
 }
@@ -263,6 +277,15 @@ impl Validate for Config {
             if size.as_u64() < 1024 {
                 return Err(Invalid::new(field, format!("{size} is too small, 1KiB is the least")));
             }
+        }
+        if self.gc_size.is_some_and(|size| size.as_u64() == 0) {
+            return Err(Invalid::new("gc-size", "must be greater than zero; leave it out for no limit"));
+        }
+        if let Some(size) = self.storage.segment_size
+            && (size.as_u64() < 64 << 10 || size.as_u64() > 4 << 30 || !size.as_u64().is_multiple_of(4096))
+        {
+            let reason = format!("{size} is no multiple of 4KiB from 64KiB to 4GiB");
+            return Err(Invalid::new("storage.segment-size", reason));
         }
         if self.receive_budget.as_u64() > u64::from(u32::MAX) {
             return Err(Invalid::new("receive-budget", "must be below 4GiB"));
@@ -334,6 +357,12 @@ pub struct Flags {
     /// Days (or a duration) for which transactions are kept [default: 7].
     #[arg(long, env = "PUMP_GC", value_parser = node::config::parse_days)]
     gc: Option<HumanDuration>,
+    /// Bytes (or a size) of the log above which the oldest transactions go [default: no limit].
+    #[arg(long, env = "PUMP_GC_SIZE")]
+    gc_size: Option<ByteSize>,
+    /// Collect what drainers still need, too.
+    #[arg(long, env = "PUMP_GC_PAST_DRAINERS")]
+    gc_past_drainers: bool,
     /// Seconds (or a duration): longest silence on an idle original pull stream [default: 3].
     #[arg(long, env = "PUMP_FAKE_BINLOG_INTERVAL", value_parser = node::config::parse_seconds)]
     fake_binlog_interval: Option<HumanDuration>,
@@ -398,6 +427,8 @@ impl Flags {
         overlay(&mut config.node_id, self.node_id);
         overlay(&mut config.heartbeat_interval, self.heartbeat_interval);
         overlay(&mut config.gc, self.gc);
+        overlay(&mut config.gc_size, self.gc_size.map(Some));
+        overlay(&mut config.gc_past_drainers, self.gc_past_drainers.then_some(true));
         overlay(&mut config.gen_binlog_interval, self.fake_binlog_interval);
         overlay(&mut config.log_level, self.log_level);
         overlay(&mut config.log_file, self.log_file.map(Some));
@@ -455,7 +486,7 @@ mod tests {
         assert_eq!(config.storage.stop_write_at_available_space, Some(ByteSize::mib(42)));
         assert_eq!(config.storage.kv.compaction_l0_trigger, 9);
         assert_eq!(config.log_level, "warn");
-        assert_eq!(config.ignored().len(), 2);
+        assert_eq!(config.ignored().len(), 3);
         assert_eq!(
             flags(&["-addr", "h:1", "-max-message-size", "9223372032660586496"])
                 .unwrap()
@@ -480,6 +511,8 @@ mod tests {
             (["-addr", "h:1", "-node-id", "a/b"], "node-id"),
             (["-addr", "h:1", "-heartbeat-interval", "60"], "heartbeat-interval"),
             (["-addr", "h:1", "-max-message-size", "5"], "max-message-size"),
+            (["-addr", "h:1", "-gc", "0"], "gc"),
+            (["-addr", "h:1", "-gc-size", "0"], "gc-size"),
         ] {
             match flags(&arguments).unwrap_err() {
                 ConfigError::Invalid(invalid) => assert_eq!(invalid.field, field),

@@ -38,10 +38,20 @@ impl Disk {
     /// Looks at the volume of `path`. Without `limit`: 10 GiB, or a tenth of a smaller volume.
     ///
     /// # Errors
-    /// The volume cannot be examined.
+    /// The volume cannot be examined, or is smaller than the limit.
     pub fn examine(path: &Path, limit: Option<ByteSize>) -> std::io::Result<Self> {
         let (capacity, available) = measure(path)?;
         let soft = limit.map_or_else(|| default_limit(capacity), |limit| limit.as_u64());
+        if soft >= capacity {
+            let reason = format!(
+                "storage.stop-write-at-available-space is {}, but the volume of {} has {} in all: every prewrite would be \
+                 refused; lower it, or leave it out for a tenth of the volume",
+                ByteSize(soft),
+                path.display(),
+                ByteSize(capacity)
+            );
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, reason));
+        }
         Ok(Self { path: path.to_owned(), capacity, soft, available: AtomicU64::new(available) })
     }
 
@@ -127,6 +137,13 @@ mod tests {
         disk.available.store(100, Ordering::Relaxed);
         assert_eq!(disk.shortage(Need::Settlement), Some((100, 100)));
         assert_eq!(Disk::examine(dir.path(), Some(ByteSize(0))).unwrap().shortage(Need::Prewrite), None);
+    }
+
+    #[test]
+    fn a_limit_that_the_volume_cannot_keep_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Disk::examine(dir.path(), Some(ByteSize(u64::MAX))).err().unwrap().to_string();
+        assert!(error.contains("stop-write-at-available-space"), "{error}");
     }
 
     #[test]

@@ -1,7 +1,9 @@
-//! What is done now and then: retention, checkpoints of the store, the service safe point, metrics.
+//! What is done now and then: retention, the service safe point, metrics.
 //!
-//! *Retention*: transactions older than `gc` by PD's time go, but never those that a registered drainer (any state but
-//! offline) has not reported as done.
+//! *Retention* (the rule is in `retention`): transactions older than `gc` by PD's time go, and the oldest when the log
+//! exceeds `gc-size`, but never those that a registered drainer (any state but offline) has not reported as done, unless
+//! `gc-past-drainers` says so. An operator who gives a drainer up sets its entry to offline. While drainers' positions are
+//! unknown nothing goes.
 //!
 //! *Service safe point*: TiKV must remember the outcome of every open prewrite. Outcomes lie above the prewrite's floor, and
 //! no floor lies below the watermark, so the safe point is held at the watermark, for a day beyond this pump's last word.
@@ -10,7 +12,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use node::pd::Pd;
 use node::registry::{NodeKind, NodeState, Registry};
 use node::shutdown::Shutdown;
@@ -22,21 +23,22 @@ use tracing::{info, warn};
 use crate::metrics;
 use crate::progress::Progress;
 use crate::resolver::Forgotten;
-use crate::store::{Collector, Reader};
+use crate::retention::{Drainer, Policy};
+use crate::store::Reader;
 use crate::writer::{Write, WriteHandle};
 
 /// Between two looks at what is due.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// Between two runs of retention, and of the safe point.
+/// Between two runs of retention by age, and of the safe point.
 const RETENTION: Duration = Duration::from_secs(600);
 const SAFE_POINT: Duration = Duration::from_secs(60);
 
+/// Between two looks at drainers' positions and the log's size.
+const DRAINERS: Duration = Duration::from_secs(10);
+
 /// How long TiKV remembers after this pump's last word.
 const REMEMBER: Duration = Duration::from_secs(26 * 3600);
-
-/// Synced writes after which the store's log is moved into table files: bounds what a restart reads back.
-const CHECKPOINT: u64 = 50_000;
 
 /// The parts it looks after.
 pub struct Housekeeping {
@@ -50,14 +52,12 @@ pub struct Housekeeping {
     pub progress: Arc<Progress>,
     /// For sizes.
     pub reader: Reader,
-    /// Deletes and checkpoints.
-    pub collector: Collector,
     /// Makes the collection point durable.
     pub writer: WriteHandle,
     /// Told what TiKV may have forgotten.
     pub forgotten: Arc<Forgotten>,
-    /// How long transactions are kept.
-    pub keep: Duration,
+    /// What is kept.
+    pub policy: Policy,
     /// Asks for a run of retention now.
     pub trigger: Arc<Notify>,
     /// The receive budget and its size, for metrics.
@@ -70,28 +70,30 @@ impl Housekeeping {
     /// # Errors
     /// The store failed.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
-        let this = Arc::new(self);
         let mut retention = Instant::now() + RETENTION;
+        let mut drainers = Instant::now();
         // First of all: the resolver waits for it.
         let mut safe_point = Instant::now();
         loop {
-            if Instant::now() >= safe_point || !this.forgotten.is_known() {
+            if Instant::now() >= safe_point || !self.forgotten.is_known() {
                 safe_point = Instant::now() + SAFE_POINT;
-                if shutdown.unless(this.hold_safe_point()).await.is_none() {
+                if shutdown.unless(self.hold_safe_point()).await.is_none() {
                     return Ok(());
                 }
             }
             let triggered = tokio::select! {
                 () = tokio::time::sleep(LOOK) => false,
-                () = this.trigger.notified() => true,
+                () = self.trigger.notified() => true,
                 () = shutdown.cancelled() => return Ok(()),
             };
-            this.measure();
-            let checkpoint = this.clone();
-            tokio::task::spawn_blocking(move || checkpoint.checkpoint()).await??;
-            if triggered || Instant::now() >= retention {
+            self.measure();
+            let all = triggered || Instant::now() >= retention;
+            if all {
                 retention = Instant::now() + RETENTION;
-                this.collect(&shutdown).await?;
+            }
+            if all || Instant::now() >= drainers {
+                drainers = Instant::now() + DRAINERS;
+                self.collect(all).await?;
             }
         }
     }
@@ -99,13 +101,6 @@ impl Housekeeping {
     fn measure(&self) {
         let used = self.budget.1 as usize - self.budget.0.available_permits().min(self.budget.1 as usize);
         metrics::progress(&self.progress.snapshot(), used, self.reader.size());
-    }
-
-    fn checkpoint(&self) -> anyhow::Result<()> {
-        if self.collector.since_checkpoint()? >= CHECKPOINT {
-            self.collector.checkpoint().context("the store cannot write its tables")?;
-        }
-        Ok(())
     }
 
     async fn hold_safe_point(&self) {
@@ -121,46 +116,38 @@ impl Housekeeping {
         }
     }
 
-    async fn collect(self: &Arc<Self>, shutdown: &Shutdown) -> anyhow::Result<()> {
-        let newest = self.progress.newest();
-        let keep = u64::try_from(self.keep.as_millis()).unwrap_or(u64::MAX);
-        let by_age = Tso::from_parts(newest.physical_ms().saturating_sub(keep), 0);
-        let drainers = match self.registry.list(NodeKind::Drainer).await {
-            Ok(drainers) => drainers,
+    /// Gives up what retention allows, if it frees space or `all` is wanted.
+    async fn collect(&self, all: bool) -> anyhow::Result<()> {
+        let listed = match self.registry.list(NodeKind::Drainer).await {
+            Ok(listed) => listed,
             Err(error) => {
                 warn!(%error, "retention waits: drainers' positions are unknown");
                 return Ok(());
             }
         };
-        let slowest = drainers
-            .iter()
-            .filter_map(|drainer| drainer.record.as_ref())
+        // Without a main entry: a standby, which needs nothing yet.
+        let drainers: Vec<_> = listed
+            .into_iter()
+            .filter_map(|entry| entry.record)
             .filter(|record| record.state != NodeState::Offline)
-            .min_by_key(|record| record.max_commit_ts);
-        let mut upto = by_age.min(self.progress.watermark());
-        if let Some(slowest) = slowest
-            && slowest.max_commit_ts.0 < upto
-        {
-            let behind = upto.seconds_since(slowest.max_commit_ts.0);
-            warn!(drainer = slowest.node_id, seconds = behind, "retention is held back by a drainer");
-            upto = slowest.max_commit_ts.0;
+            .map(|record| Drainer { node_id: record.node_id, position: record.max_commit_ts })
+            .collect();
+        let by_size = self.policy.size.and_then(|size| self.reader.through_for_size(size));
+        let (newest, watermark) = (self.progress.newest(), self.progress.watermark());
+        let plan = self.policy.plan(newest, watermark, by_size, &drainers);
+        for drainer in &drainers {
+            metrics::headroom(&drainer.node_id, drainer.headroom(plan.cutoff));
         }
-        if upto > self.reader.collected() {
-            self.writer.write(Write::Collect(upto), None).await?;
-            metrics::collected(upto);
+        if let Some(drainer) = plan.held_by.filter(|_| all) {
+            let seconds = -drainer.headroom(plan.cutoff);
+            warn!(drainer = drainer.node_id, seconds, "retention is held back by a drainer");
         }
-        let mut records = 0;
-        while !shutdown.is_cancelled() {
-            let this = self.clone();
-            let count = tokio::task::spawn_blocking(move || this.collector.clear()).await??;
-            metrics::cleared(count, (count == 0).then_some(upto));
-            records += count;
-            if count == 0 {
-                break;
-            }
-        }
-        if records > 0 {
-            info!(records, %upto, "old transactions deleted");
+        if plan.upto > self.reader.collected() && (all || by_size.is_some()) {
+            let before = self.reader.size();
+            self.writer.write(Write::Collect(plan.upto), None).await?;
+            let bytes = before.saturating_sub(self.reader.size());
+            metrics::collected(plan.upto);
+            info!(upto = %plan.upto, bytes, "old transactions given up");
         }
         Ok(())
     }

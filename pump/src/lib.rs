@@ -14,6 +14,7 @@
 
 pub mod clock;
 pub mod config;
+mod decider;
 pub mod disk;
 pub mod housekeeping;
 pub mod membership;
@@ -21,8 +22,8 @@ pub mod metrics;
 pub mod progress;
 pub mod readers;
 pub mod resolver;
+pub mod retention;
 mod run;
-pub mod seglog;
 pub mod service;
 pub mod sorter;
 pub mod state;

@@ -26,7 +26,7 @@ use node::shutdown::Shutdown;
 use node::tls::Security;
 use schemas::binlog::NotifyReq;
 use schemas::binlog::cistern_client::CisternClient;
-use tidb::ts::{CommitTs, Tso};
+use tidb::ts::CommitTs;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -278,7 +278,7 @@ impl Membership {
         if snapshot.pending > 0 {
             return Some(format!("{} open transactions", snapshot.pending));
         }
-        let last = self.last_commit().await;
+        let last = self.reader.last_commit();
         if snapshot.watermark < last.0 {
             return Some(format!("the watermark to reach the last commit {last}"));
         }
@@ -297,19 +297,10 @@ impl Membership {
         (!behind.is_empty()).then(|| behind.join(", "))
     }
 
-    async fn last_commit(&self) -> CommitTs {
-        let reader = self.reader.clone();
-        match tokio::task::spawn_blocking(move || reader.last_commit()).await {
-            Ok(Ok(last)) => last,
-            // Unreadable: claim nothing that would let the pump go.
-            Ok(Err(_)) | Err(_) => CommitTs(Tso::MAX),
-        }
-    }
-
     /// Writes the entry, however long it takes.
     async fn publish(&self, state: State) {
         loop {
-            let record = self.record_of(state).await;
+            let record = self.record_of(state);
             match self.registry.put(NodeKind::Pump, &record).await {
                 Ok(()) => return self.health.set("registry", Ok(())),
                 Err(error) => self.trouble(&error).await,
@@ -319,16 +310,16 @@ impl Membership {
 
     /// Writes the entry once: on the way out nobody waits for etcd.
     async fn publish_once(&self, state: State) {
-        let record = self.record_of(state).await;
+        let record = self.record_of(state);
         if let Err(error) = self.registry.put(NodeKind::Pump, &record).await {
             warn!(%error, state = state.name(), "cannot publish the state");
         }
     }
 
-    async fn record_of(&self, state: State) -> NodeRecord {
+    fn record_of(&self, state: State) -> NodeRecord {
         // Of a pump that left, drainers ask what it has had, not how far it was complete.
         let max_commit_ts = if state == State::Offline {
-            self.last_commit().await
+            self.reader.last_commit()
         } else {
             CommitTs(self.progress.watermark())
         };

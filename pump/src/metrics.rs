@@ -27,7 +27,16 @@ pub fn describe() {
         "binlog_pump_storage_done_gc_ts",
         "transactions up to here are deleted, Unix milliseconds by PD"
     );
-    describe_counter!("binlog_pump_storage_deleted_kv_total", Count, "records deleted");
+    describe_gauge!(
+        "pump_retention_headroom_seconds",
+        Seconds,
+        "by drainer: its position less what age and size would give up; below zero it holds data that is due"
+    );
+    describe_counter!(
+        "binlog_pump_detected_drainer_binlog_purge_count",
+        Count,
+        "looks at which drainer id was less than 20 h ahead of what age and size would give up"
+    );
     describe_gauge!(
         "binlog_pump_storage_storage_size_bytes",
         Bytes,
@@ -72,7 +81,11 @@ pub fn describe() {
     describe_counter!("pump_pulled_transactions_total", Count, "transactions sent to drainers by protocol");
     describe_counter!("pump_pd_failures_total", Count, "timestamps that PD did not give");
     describe_gauge!("pump_state", "1 for the present state, by state");
-    describe_gauge!("pump_store_size_bytes", Bytes, "table files of the store");
+    describe_gauge!(
+        "pump_store_size_bytes",
+        Bytes,
+        "segments of the log; prepared ones and the index come on top"
+    );
 }
 
 fn outcome(ok: bool) -> &'static str {
@@ -155,15 +168,16 @@ pub(crate) fn puller(protocol: &'static str, joined: bool) {
     if joined { pullers.increment(1) } else { pullers.decrement(1) }
 }
 
-pub(crate) fn collected(upto: Tso) {
-    gauge!("binlog_pump_storage_gc_ts").set(upto.physical_ms() as f64);
+pub(crate) fn headroom(drainer: &str, seconds: f64) {
+    gauge!("pump_retention_headroom_seconds", "drainer" => drainer.to_owned()).set(seconds);
+    let near = counter!("binlog_pump_detected_drainer_binlog_purge_count", "id" => drainer.to_owned());
+    near.increment(u64::from(seconds < 20.0 * 3600.0));
 }
 
-pub(crate) fn cleared(records: usize, upto: Option<Tso>) {
-    counter!("binlog_pump_storage_deleted_kv_total").increment(records as u64);
-    if let Some(upto) = upto {
-        gauge!("binlog_pump_storage_done_gc_ts").set(upto.physical_ms() as f64);
-    }
+/// Collecting and giving back are one step here.
+pub(crate) fn collected(upto: Tso) {
+    gauge!("binlog_pump_storage_gc_ts").set(upto.physical_ms() as f64);
+    gauge!("binlog_pump_storage_done_gc_ts").set(upto.physical_ms() as f64);
 }
 
 pub(crate) fn volume(capacity: u64, available: u64) {

@@ -45,6 +45,11 @@ impl Progress {
         Self { sorter: Mutex::new(sorter), watermark }
     }
 
+    /// A step that cannot move the watermark.
+    fn look<T>(&self, look: impl FnOnce(&mut Sorter) -> T) -> T {
+        look(&mut self.sorter.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn step<T>(&self, step: impl FnOnce(&mut Sorter) -> T) -> T {
         let mut sorter = self.sorter.lock().unwrap_or_else(PoisonError::into_inner);
         let result = step(&mut sorter);
@@ -63,15 +68,15 @@ impl Progress {
     }
 
     pub(crate) fn prewrite(&self, start_ts: StartTs) -> Tso {
-        self.step(|sorter| sorter.prewrite(start_ts))
+        self.look(|sorter| sorter.prewrite(start_ts))
     }
 
     pub(crate) fn judge(&self, start_ts: StartTs, commit_ts: CommitTs) -> Judgement {
-        self.step(|sorter| sorter.judge(start_ts, commit_ts))
+        self.look(|sorter| sorter.judge(start_ts, commit_ts))
     }
 
     pub(crate) fn floor(&self, start_ts: StartTs) -> Option<Tso> {
-        self.step(|sorter| sorter.floor(start_ts))
+        self.look(|sorter| sorter.floor(start_ts))
     }
 
     pub(crate) fn apply(&self, effects: impl IntoIterator<Item = Effect>) {
@@ -87,12 +92,12 @@ impl Progress {
 
     /// The open prewrites that hold the watermark most, at most `limit`.
     pub fn lowest(&self, limit: usize) -> Vec<(StartTs, Tso)> {
-        self.step(|sorter| sorter.lowest().take(limit).collect())
+        self.look(|sorter| sorter.lowest().take(limit).collect())
     }
 
     /// Keeps what is about open prewrites.
     pub(crate) fn retain_pending<T>(&self, entries: &mut HashMap<StartTs, T>) {
-        self.step(|sorter| entries.retain(|&start_ts, _| sorter.floor(start_ts).is_some()));
+        self.look(|sorter| entries.retain(|&start_ts, _| sorter.floor(start_ts).is_some()));
     }
 
     /// Whether a prewrite is open.
@@ -107,7 +112,7 @@ impl Progress {
 
     /// The newest timestamp had from PD.
     pub fn newest(&self) -> Tso {
-        self.step(|sorter| sorter.newest())
+        self.look(|sorter| sorter.newest())
     }
 
     /// For whoever waits for the watermark.
@@ -117,7 +122,7 @@ impl Progress {
 
     /// For metrics and status.
     pub fn snapshot(&self) -> Snapshot {
-        self.step(|sorter| Snapshot {
+        self.look(|sorter| Snapshot {
             watermark: sorter.watermark(),
             newest: sorter.newest(),
             pending: sorter.len(),

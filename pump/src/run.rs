@@ -27,11 +27,12 @@ use crate::metrics;
 use crate::progress::Progress;
 use crate::readers::Readers;
 use crate::resolver::{Forgotten, Hints, Resolver, Tikv};
+use crate::retention::Policy;
 use crate::service::{DrainService, Http, Intake, PullService, router};
 use crate::sorter::Sorter;
 use crate::state::StateCell;
 use crate::status::StatusPage;
-use crate::store;
+use crate::store::{self, Options};
 use crate::writer::Writer;
 
 /// How long everything may take to end once it was asked to.
@@ -129,10 +130,21 @@ async fn start(
     let node_id = data_dir.node_id(flag, addr.port())?;
     let host = config.registered_addr(addr);
 
-    let (path, storage) = (data_dir.path().to_owned(), config.storage.clone());
-    let opened = tokio::task::spawn_blocking(move || store::open(&path, &storage)).await?;
-    let (appender, reader, collector, recovered) = opened?;
-    info!(cluster_id, writes = recovered.batches, open = recovered.pending.len(), "store opened");
+    let disk = Arc::new(Disk::examine(data_dir.path(), config.storage.stop_write_at_available_space)?);
+    let mut options = Options::for_volume(disk.capacity());
+    if let Some(size) = config.storage.segment_size {
+        options = options.with_segments_of(size.as_u64());
+    }
+    let path = data_dir.path().join("store");
+    let opened = tokio::task::spawn_blocking(move || store::open(&path, options)).await?;
+    let (appender, reader, recovered) = opened?;
+    info!(
+        cluster_id,
+        open = recovered.pending.len(),
+        replayed = recovered.replayed,
+        rebuilt = recovered.rebuilt,
+        "store opened"
+    );
     health.set("store", Ok(()));
 
     let pending = recovered.pending.iter().map(|open| (open.start_ts, open.floor));
@@ -168,7 +180,6 @@ async fn start(
     tasks.spawn("resolver", resolver.run(going_down.clone()));
     let interval = config.tick_interval.get();
     tasks.spawn("ticks", clock.clone().run(interval, handle.clone(), health.clone(), going_down.clone()));
-    let disk = Arc::new(Disk::examine(data_dir.path(), config.storage.stop_write_at_available_space)?);
     tasks.spawn("disk", disk.clone().watch(health.clone(), going_down.clone()));
 
     let state = Arc::new(StateCell::default());
@@ -226,16 +237,20 @@ async fn start(
     tasks.spawn("port", node::serve::serve(listeners, routes, tls, limits, going_down.clone()));
 
     status.fill(node_id.clone(), cluster_id, state.clone(), progress.clone(), disk, readers, reader.clone());
+    let policy = Policy {
+        keep: config.gc.get(),
+        size: config.gc_size.map(|size| size.as_u64()),
+        past_drainers: config.gc_past_drainers,
+    };
     let housekeeping = Housekeeping {
         node_id: node_id.clone(),
         pd: pd.clone(),
         registry: registry.clone(),
         progress: progress.clone(),
         reader: reader.clone(),
-        collector,
         writer: handle,
         forgotten,
-        keep: config.gc.get(),
+        policy,
         trigger: retention,
         budget: (budget, budget_total),
     };

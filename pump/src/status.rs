@@ -54,13 +54,12 @@ impl StatusPage {
             .into_iter()
             .map(|puller| json!({ "drainer": puller.drainer, "sent": puller.sent.get() }))
             .collect();
-        let gaps = match parts.reader.gaps(GAPS) {
-            Ok(gaps) => gaps
-                .into_iter()
-                .map(|(at, start_ts, cause)| json!({ "at": at.get(), "start_ts": start_ts.get(), "cause": cause }))
-                .collect(),
-            Err(error) => vec![json!({ "error": error.to_string() })],
-        };
+        let gaps: Vec<_> = parts
+            .reader
+            .gaps(GAPS)
+            .into_iter()
+            .map(|gap| json!({ "at": gap.at.get(), "start_ts": gap.start_ts.get(), "cause": gap.cause }))
+            .collect();
         json!({
             "node_id": parts.node_id,
             "cluster_id": parts.cluster_id,

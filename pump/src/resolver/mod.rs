@@ -42,7 +42,7 @@ use crate::clock::Clock;
 use crate::metrics;
 use crate::progress::Progress;
 use crate::store::{Reader, Recovered};
-use crate::writer::{Verdict, Write, WriteHandle};
+use crate::writer::{Refusal, Verdict, Write, WriteHandle};
 
 /// How long a prewrite may stay open before it is asked about, and between two questions about the same one.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -249,12 +249,10 @@ impl Resolver {
             self.heed(start_ts, answer);
             match written {
                 // The writer said why, and whether the stream can go on without it.
-                Ok(())
-                | Err(
-                    crate::writer::Refusal::CommitDiffers { .. }
-                    | crate::writer::Refusal::PrewriteDiffers { .. },
-                ) => {}
-                Err(stopped @ crate::writer::Refusal::Stopped) => return Err(stopped.into()),
+                Ok(()) | Err(Refusal::CommitDiffers { .. } | Refusal::PrewriteDiffers { .. }) => {}
+                // Asked again later.
+                Err(Refusal::NoSpace) => metrics::resolver_failed("no_space"),
+                Err(stopped @ Refusal::Stopped) => return Err(stopped.into()),
             }
         }
         Ok(())

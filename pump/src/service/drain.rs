@@ -22,7 +22,7 @@ use crate::clock::Clock;
 use crate::metrics;
 use crate::progress::Progress;
 use crate::readers::{Readers, Registration};
-use crate::store::{Reader, Stored};
+use crate::store::{Reader, StoreError, Stored};
 
 const PROTOCOL: &str = "drain";
 
@@ -164,21 +164,20 @@ impl Feed {
 
     async fn read_on(&mut self, watermark: Tso) -> Result<(), Status> {
         let (reader, after, budget) = (self.service.reader.clone(), self.read, self.service.budget);
-        let scan = tokio::task::spawn_blocking(move || {
-            let scan = reader.scan(after, watermark, budget)?;
-            Ok::<_, crate::store::StoreError>((scan, reader.collected()))
-        });
-        let (scan, collected) =
-            scan.await.map_err(|_| Status::aborted("reading was cut off"))?.map_err(|error| {
+        let scan = tokio::task::spawn_blocking(move || reader.scan(after, watermark, budget));
+        let scan = match scan.await.map_err(|_| Status::aborted("reading was cut off"))? {
+            Ok(scan) => scan,
+            Err(StoreError::Collected { oldest, .. }) => {
+                let refusal = OutOfRange { requested: after.get(), oldest: oldest.get() };
+                self.ready.push_back(Body::OutOfRange(refusal));
+                return Ok(());
+            }
+            Err(error) => {
                 metrics::read_failed();
                 error!(%error, %after, "a pull stream ends: the store cannot be read");
-                Status::data_loss(error.to_string())
-            })?;
-        if collected > after {
-            let refusal = OutOfRange { requested: after.get(), oldest: collected.get() };
-            self.ready.push_back(Body::OutOfRange(refusal));
-            return Ok(());
-        }
+                return Err(Status::data_loss(error.to_string()));
+            }
+        };
         let bytes = scan.transactions.iter().map(|stored| stored.prewrite.len()).sum();
         metrics::pulled(PROTOCOL, scan.transactions.len(), bytes);
         let mut batches = Batches::new(self.batch_bytes);

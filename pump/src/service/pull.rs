@@ -26,7 +26,7 @@ use tracing::{error, info};
 use super::write::Intake;
 use crate::metrics;
 use crate::progress::Progress;
-use crate::store::{Reader, Stored};
+use crate::store::{Reader, StoreError, Stored};
 
 const PROTOCOL: &str = "original";
 
@@ -160,20 +160,20 @@ impl Feed {
 
     async fn read_on(&mut self, watermark: Tso) -> Result<(), Status> {
         let (reader, after, budget) = (self.service.reader.clone(), self.read, self.service.budget);
-        let scan = tokio::task::spawn_blocking(move || {
-            let scan = reader.scan(after, watermark, budget)?;
-            Ok::<_, crate::store::StoreError>((scan, reader.collected()))
-        });
-        let (scan, collected) =
-            scan.await.map_err(|_| Status::aborted("reading was cut off"))?.map_err(|error| {
+        let scan = tokio::task::spawn_blocking(move || reader.scan(after, watermark, budget));
+        let scan = match scan.await.map_err(|_| Status::aborted("reading was cut off"))? {
+            Ok(scan) => scan,
+            Err(StoreError::Collected { oldest, .. }) => {
+                let text =
+                    format!("position {after} was collected while it was read, the oldest is {oldest}");
+                return Err(Status::out_of_range(text));
+            }
+            Err(error) => {
                 metrics::read_failed();
                 error!(%error, %after, "a pull stream ends: the store cannot be read");
-                Status::data_loss(error.to_string())
-            })?;
-        if collected > after && !after.is_zero() {
-            let text = format!("position {after} was collected while it was read, the oldest is {collected}");
-            return Err(Status::out_of_range(text));
-        }
+                return Err(Status::data_loss(error.to_string()));
+            }
+        };
         let mut bytes = 0;
         let count = scan.transactions.len();
         for stored in &scan.transactions {

@@ -1,105 +1,95 @@
-//! The durable mark: a file beside RocksDB with the number of the last synced group.
+//! The mark: how far the log was durable, in a small file of its own.
 //!
-//! Two slots in two sectors, written in turn after each sync, each with its checksum; the larger valid one counts. A
-//! power cut may lose the latest writes of this file, which only makes the check weaker, never wrong.
+//! A log that ends early looks like one that was never longer. The mark tells: a log that ends before it has lost
+//! acknowledged records. It is written without hurry (see `keeper`), so it may lag behind the log, never lead it; a lost
+//! tail younger than the last mark cannot be told from one that was never acknowledged, which takes a disk that forgets
+//! what it synced within that second.
+//!
+//! Two slots of 512 bytes, 4096 apart, are written in turn, so that a torn write leaves the older one.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::io;
 
-use super::StoreError;
+use super::disk::{Disk, DiskFile};
+use super::record::{u32_at, u64_at};
+use super::segment::write_at;
 
-const SLOT: u64 = 512;
-const SIZE: usize = 12;
+/// The file's name.
+pub(super) const NAME: &str = "mark";
+const MAGIC: [u8; 8] = *b"SLCMARK\x01";
+const SLOT: u64 = 4096;
+const LEN: usize = 8 + 5 * 8;
 
+/// What is known to be durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Mark {
-    file: File,
-    path: PathBuf,
-    promised: u64,
+    /// Counts the writes of this file; the slot with the greater one holds.
+    pub counter: u64,
+    /// Every record with a smaller sequence number was durable.
+    pub sequence: u64,
+    /// The log was closed in order and ended here; 0 if it was not closed.
+    pub closed_at: u64,
+    /// The first position kept: segments before it were collected.
+    pub first: u64,
+    /// Transactions at or below this commit_ts were collected.
+    pub collected: u64,
 }
 
 impl Mark {
-    pub(super) fn create(data_dir: &Path) -> Result<Self, StoreError> {
-        let path = data_dir.join("durable");
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&path);
-        let mark = match file {
-            Ok(file) => Self { file, path, promised: 0 },
-            Err(source) => return Err(StoreError::Io { path, source }),
-        };
-        mark.write_slot(0, 0)?;
-        mark.write_slot(1, 0)?;
-        mark.sync()?;
-        let directory = File::open(data_dir).and_then(|directory| directory.sync_all());
-        directory.map_err(|source| StoreError::Io { path: data_dir.to_owned(), source })?;
-        Ok(mark)
-    }
-
-    pub(super) fn open(data_dir: &Path) -> Result<Self, StoreError> {
-        let path = data_dir.join("durable");
-        let file = match OpenOptions::new().read(true).write(true).open(&path) {
-            Ok(file) => file,
-            Err(e) => return Err(StoreError::Mark { path, reason: e.to_string() }),
-        };
-        let slots = [0, 1].map(|slot| read_slot(&file, slot));
-        match slots.iter().flatten().max() {
-            Some(&promised) => Ok(Self { file, path, promised }),
-            None => Err(StoreError::Mark { path, reason: "neither slot has a valid checksum".into() }),
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = MAGIC.to_vec();
+        for number in [self.counter, self.sequence, self.closed_at, self.first, self.collected] {
+            bytes.extend_from_slice(&number.to_le_bytes());
         }
+        bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
+        bytes
     }
 
-    /// Groups up to this number were synced.
-    pub(super) fn promised(&self) -> u64 {
-        self.promised
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        (bytes[..8] == MAGIC && crc32c::crc32c(&bytes[..LEN]) == u32_at(bytes, LEN)).then(|| Self {
+            counter: u64_at(bytes, 8),
+            sequence: u64_at(bytes, 16),
+            closed_at: u64_at(bytes, 24),
+            first: u64_at(bytes, 32),
+            collected: u64_at(bytes, 40),
+        })
     }
 
-    /// To be called only after the group was synced.
-    pub(super) fn write(&mut self, number: u64) -> Result<(), StoreError> {
-        self.write_slot(number % 2, number)?;
-        self.promised = number;
-        Ok(())
+    /// Creates the file; durable when this returns.
+    pub(super) fn create(disk: &dyn Disk) -> io::Result<()> {
+        // Under another name until it is whole: a log without a mark is refused, so it must not exist by halves.
+        let temporary = "mark.tmp";
+        let file = disk.create(temporary)?;
+        write_at(file.as_ref(), &vec![0; 2 * SLOT as usize], 0)?;
+        let mut mark = Self::default();
+        mark.write(file.as_ref())?;
+        mark.write(file.as_ref())?;
+        file.sync()?;
+        disk.rename(temporary, NAME)?;
+        disk.sync_dir()
     }
 
-    fn write_slot(&self, slot: u64, number: u64) -> Result<(), StoreError> {
-        let mut bytes = [0; SIZE];
-        bytes[..8].copy_from_slice(&number.to_le_bytes());
-        bytes[8..].copy_from_slice(&crc32c::crc32c(&number.to_le_bytes()).to_le_bytes());
-        self.file
-            .write_all_at(&bytes, slot * SLOT)
-            .map_err(|source| StoreError::Io { path: self.path.clone(), source })
-    }
-
-    pub(super) fn sync(&self) -> Result<(), StoreError> {
-        self.file.sync_data().map_err(|source| StoreError::Io { path: self.path.clone(), source })
-    }
-}
-
-fn read_slot(file: &File, slot: u64) -> Option<u64> {
-    let mut bytes = [0; SIZE];
-    file.read_exact_at(&mut bytes, slot * SLOT).ok()?;
-    let (number, checksum) = bytes.split_first_chunk::<8>()?;
-    (crc32c::crc32c(number).to_le_bytes() == *checksum).then(|| u64::from_le_bytes(*number))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_larger_valid_slot_counts() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut mark = Mark::create(dir.path()).unwrap();
-        assert_eq!(Mark::open(dir.path()).unwrap().promised(), 0);
-        for number in 1..=5 {
-            mark.write(number).unwrap();
+    /// Reads the newer whole slot; `None` if there is none.
+    pub(super) fn read(file: &dyn DiskFile) -> io::Result<Option<Self>> {
+        let mut newest: Option<Self> = None;
+        for slot in 0..2 {
+            let mut bytes = [0; LEN + 4];
+            match file.read_exact_at(&mut bytes, slot * SLOT) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => continue,
+                Err(error) => return Err(error),
+            }
+            if let Some(mark) = Self::decode(&bytes)
+                && newest.is_none_or(|newest| mark.counter > newest.counter)
+            {
+                newest = Some(mark);
+            }
         }
-        assert_eq!(Mark::open(dir.path()).unwrap().promised(), 5);
-        // The slot being written when the power went is torn: the one before still counts.
-        mark.file.write_all_at(&[0xff; SIZE], SLOT).unwrap();
-        assert_eq!(Mark::open(dir.path()).unwrap().promised(), 4);
-        mark.file.write_all_at(&[0xff; SIZE], 0).unwrap();
-        assert!(matches!(Mark::open(dir.path()), Err(StoreError::Mark { .. })));
-        std::fs::remove_file(dir.path().join("durable")).unwrap();
-        assert!(matches!(Mark::open(dir.path()), Err(StoreError::Mark { .. })));
+        Ok(newest)
+    }
+
+    /// Counts up and writes the next slot. Not synced.
+    pub(super) fn write(&mut self, file: &dyn DiskFile) -> io::Result<()> {
+        self.counter += 1;
+        write_at(file, &self.encode(), self.counter % 2 * SLOT)
     }
 }

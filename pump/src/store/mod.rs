@@ -1,130 +1,105 @@
-//! The durable store: what was acknowledged, and what became of it.
-//!
-//! Owns everything under `<data-dir>/store` and the file `<data-dir>/durable`. Nothing outside this module knows that
-//! RocksDB is underneath: [`open`] gives one [`Appender`] (one synced write per group of [`Record`]s), one clonable
-//! [`Reader`] and one [`Collector`].
+//! The segment log: what the pump acknowledged, written once, synced, and read back in commit_ts order.
 //!
 //! ```text
-//! column family   key                       value
-//! prewrite        start_ts                  TiDB's prewrite binlog, byte for byte
-//! pending         start_ts                  floor, flags (open prewrites only: what a restart has to read)
-//! commit          commit_ts, start_ts       TiDB's commit binlog, byte for byte; empty where TiKV told us
-//! dropped         start_ts                  why it will never be emitted, its floor, its commit_ts if known
-//! gap             commit_ts, start_ts       text: transactions this pump can no longer deliver
-//! batch           batch number              nothing: one key per synced write since `base`
-//! meta            name                      a number: format, base, watermark, collected, cleared
+//!  records ──▶ Appender ──one write, one fdatasync──▶ 00000000000000000000.seg 00000000000067108864.seg … spare-….seg
+//!                 │                                      ▲ binlogs, verbatim
+//!                 └─ pairing ──watermark──▶ *.run ───────┘ (commit_ts, start_ts, positions), sorted
+//!                                             ▲
+//!  Reader ── (after, upto] ───────────────────┘          mark: durable up to here   checkpoint: the index's state
 //! ```
 //!
-//! Numbers are big-endian, so that key order is timestamp order.
+//! **The log** is a chain of segment files. A segment is reserved and written over with zeros before it is used (the
+//! keeper does it ahead of time), because a sync into written space changes no metadata and takes about half the time of a
+//! sync of an append. A record that is longer than a segment gets one of its own size. Every record carries a CRC-32C, a
+//! sequence number without gaps, and the generation of its segment file, so that bytes of an earlier use of the file are
+//! never taken for records.
 //!
-//! **Order.** A group is applied whole or not at all, in the order of the calls; when [`Appender::append`] returns, the
-//! group is synced and readable.
+//! **The index** is derived. Open prewrites, and commits that no recorded watermark has passed, are in memory (their number
+//! is the sorter's to bound); what the watermark passes is appended to sorted files. Memory does not grow with the backlog.
+//! A checkpoint saves the state now and then; a start replays the log from there. Without one, the index is rebuilt from
+//! the whole log, which has everything, watermarks and verdicts too.
 //!
-//! **After a crash.** A group that was not acknowledged may be there or not; an acknowledged one is there, or opening
-//! fails. RocksDB's own log recovery is set to refuse corruption in the middle; it does not notice a lost log file or
-//! a log that ends too early. For that, every group carries the next batch number: after recovery the numbers must run
-//! on from `base` without a hole, and must reach the number in `<data-dir>/durable`, which is written (outside RocksDB)
-//! after each sync and so never promises too much. [`Collector::checkpoint`] moves `base` up once everything before it
-//! is in table files.
+//! **Order**: [`Reader::scan`] returns transactions in commit_ts order. A record must not contradict those before it: a
+//! commit needs a prewrite, and lies above every watermark recorded before ([`StoreError::Unfounded`] otherwise).
+//!
+//! **A crash** leaves at most a part of the last batch, which was not acknowledged; it is cut. Anything else that is
+//! missing is refused at the start with the file, the offset and the sequence numbers ([`StoreError`]): a later record behind
+//! a damaged one, an end before the mark, a missing segment. What is assumed of the disk: a synced sector stays, and a
+//! sector of 512 bytes is written whole or not at all.
+//!
+//! **The first failed write or sync** stops the writer for good: what the disk holds is unknown then, and a repeated sync
+//! may claim success for pages that were lost. A full disk is no such failure: space is reserved before anything is
+//! written, and a part of it can be kept back for commits, without which nothing could be drained ([`Appender::admits`]).
 
-mod append;
-mod collect;
-mod key;
+mod appender;
+mod checkpoint;
+mod disk;
+mod keeper;
+mod log;
 mod mark;
-mod read;
+mod open;
+mod pairing;
+mod reader;
+mod record;
+mod recover;
+mod run;
+mod scan;
+mod segment;
 
-use std::path::{Path, PathBuf};
+#[cfg(test)]
+mod cases;
+#[cfg(test)]
+mod crash;
+#[cfg(test)]
+mod model;
+
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
-use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, Options,
-};
 use tidb::ts::{CommitTs, StartTs, Tso};
 
-pub use append::Appender;
-pub use collect::Collector;
-pub use read::{Reader, Scan, Stored};
+pub use self::appender::Appender;
+pub use self::open::open;
+pub use self::pairing::{Committed, Place};
+pub use self::reader::{Reader, Scan, Stored};
+pub use self::segment::Position;
 
-use crate::config::StorageConfig;
-use key::Family;
-use mark::Mark;
+/// How the log uses its disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Length of a segment file in bytes; a multiple of 4096, at least 8192. Collected space is given back in such pieces.
+    pub segment_bytes: u64,
+    /// Segments prepared ahead of the writer.
+    pub spares: usize,
+    /// Collected segments kept for reuse beside those.
+    pub recycled: usize,
+    /// Bytes that prewrites may not use, so that commits can still be stored on a full disk.
+    pub reserve_bytes: u64,
+}
 
-const FORMAT: u64 = 1;
+impl Default for Options {
+    fn default() -> Self {
+        Self { segment_bytes: 64 << 20, spares: 1, recycled: 2, reserve_bytes: 16 << 20 }
+    }
+}
 
-/// Why the store cannot do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// RocksDB refused to open the directory, for example because its log is corrupt in the middle.
-    #[error(
-        "cannot open the store in {path}: {reason}; acknowledged binlogs may be damaged, so nothing was repaired"
-    )]
-    Open {
-        /// The store's directory.
-        path: PathBuf,
-        /// RocksDB's words.
-        reason: String,
-    },
-    /// Acknowledged writes are missing.
-    #[error(
-        "the store in {path} has a hole: write {missing} was acknowledged but is not there (recovered up to {recovered}); \
-         restore the directory from a copy, or declare this pump lost with `binlogctl offline-pump`"
-    )]
-    Hole {
-        /// The store's directory.
-        path: PathBuf,
-        /// The first missing batch number.
-        missing: u64,
-        /// The last batch number that was recovered.
-        recovered: u64,
-    },
-    /// The file with the durable mark is gone or unreadable.
-    #[error(
-        "{path}: {reason}; without it a lost tail of the log cannot be noticed, so the pump does not start"
-    )]
-    Mark {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// The directory was written by a version that this one does not know.
-    #[error("the data directory has format {found}, this version knows format {FORMAT}")]
-    UnknownFormat {
-        /// As stored.
-        found: u64,
-    },
-    /// A stored key or value does not have the form that this version writes.
-    #[error("a record of {family} is malformed: {reason}")]
-    Malformed {
-        /// The column family.
-        family: &'static str,
-        /// What was found.
-        reason: String,
-    },
-    /// A commit is stored whose prewrite is not.
-    #[error("the prewrite {start_ts} of the commit {commit_ts} is not in the store")]
-    MissingPrewrite {
-        /// The transaction.
-        start_ts: StartTs,
-        /// Its place.
-        commit_ts: CommitTs,
-    },
-    /// A write failed. Whether it reached the disk is unknown: the process has to end.
-    #[error("writing to the store failed: {0}")]
-    Write(rocksdb::Error),
-    /// A read failed.
-    #[error("reading from the store failed: {0}")]
-    Read(rocksdb::Error),
-    /// A file beside RocksDB could not be written.
-    #[error("{path}: {source}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The system's error.
-        source: std::io::Error,
-    },
+impl Options {
+    /// The defaults, scaled down so that what is prepared and held back stays a small part of a volume of `bytes`.
+    pub fn for_volume(bytes: u64) -> Self {
+        let whole = Self::default();
+        let mut segment_bytes = whole.segment_bytes;
+        while segment_bytes > 1 << 20 && segment_bytes > bytes / 64 {
+            segment_bytes /= 2;
+        }
+        whole.with_segments_of(segment_bytes)
+    }
+
+    /// The same with segments of this length, and a reserve to match.
+    pub fn with_segments_of(self, segment_bytes: u64) -> Self {
+        Self { segment_bytes, reserve_bytes: segment_bytes / 4, ..self }
+    }
 }
 
 /// Why a prewrite is never emitted.
@@ -150,7 +125,7 @@ pub enum Record {
         start_ts: StartTs,
         /// Lower bound of its commit_ts (exclusive).
         floor: Tso,
-        /// The binlog as received.
+        /// The binlog as received; below 4 GiB.
         payload: Bytes,
     },
     /// A raised floor of an open prewrite, or news of its rollback binlog.
@@ -189,9 +164,11 @@ pub enum Record {
         /// What happened, for the operator.
         cause: String,
     },
-    /// The watermark, saved now and then.
+    /// The watermark: every commit to come is above it. To be recorded about once a second while there is traffic; what
+    /// it passes leaves memory.
     Watermark(Tso),
-    /// Transactions at or below it are about to be deleted.
+    /// Transactions at or below it are not needed any more, and may not be read. The space of whole segments is given back
+    /// once every prewrite in them is settled at or below; one that is not holds its segment and all behind it.
     Collected(Tso),
 }
 
@@ -207,6 +184,17 @@ impl Record {
     }
 }
 
+/// A transaction that cannot be delivered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    /// Its place, or its floor if unknown.
+    pub at: Tso,
+    /// The transaction.
+    pub start_ts: StartTs,
+    /// What happened, for the operator.
+    pub cause: String,
+}
+
 /// An open prewrite as found at start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pending {
@@ -219,173 +207,170 @@ pub struct Pending {
 }
 
 /// What the store knew when it was opened.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Recovered {
-    /// Prewrites without settlement.
+    /// Prewrites without settlement, by start_ts.
     pub pending: Vec<Pending>,
     /// The watermark as last saved; the true one may have been higher.
     pub watermark: Tso,
-    /// The largest start_ts stored, zero if none.
+    /// The greatest start_ts of a prewrite, zero if none.
     pub newest_start: Tso,
-    /// Number of the last group written, zero if none.
-    pub batches: u64,
+    /// The greatest timestamp of any kind: PD's next one must be greater.
+    pub newest: Tso,
+    /// Records read at this start.
+    pub replayed: u64,
+    /// There was no usable checkpoint, so the index was rebuilt from the whole log.
+    pub rebuilt: bool,
 }
 
-/// What the handles share.
-struct Shared {
-    db: DB,
-    path: PathBuf,
-    /// Last batch number that is synced.
-    synced: AtomicU64,
-    /// Transactions at or below it may be gone.
-    collected: AtomicU64,
+/// Why the store cannot do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A file could not be read, listed or opened.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// Records are gone although later ones are there.
+    #[error(
+        "{}: acknowledged records {from} to {to} are damaged or missing at offset {offset}, later ones are there; restore \
+         the directory from a copy, or declare this pump lost with `binlogctl offline-pump`",
+        path.display()
+    )]
+    Hole {
+        /// The segment in which the hole ends.
+        path: PathBuf,
+        /// Where whole records end in it.
+        offset: u64,
+        /// The first sequence number that is missing.
+        from: u64,
+        /// The last one.
+        to: u64,
+    },
+    /// The log ends before what was durable.
+    #[error(
+        "{}: the log ends at offset {offset}, but records {from} to {to} had been acknowledged; restore the directory \
+         from a copy, or declare this pump lost with `binlogctl offline-pump`",
+        path.display()
+    )]
+    LostTail {
+        /// The last segment.
+        path: PathBuf,
+        /// Where it ends.
+        offset: u64,
+        /// The first sequence number that is missing.
+        from: u64,
+        /// The last one known to have been durable.
+        to: u64,
+    },
+    /// Segment files are not there.
+    #[error("{}: the part of the log before this file is gone (positions {from} to {to})", next.display())]
+    MissingSegment {
+        /// Where the missing part begins.
+        from: Position,
+        /// Where the log goes on.
+        to: Position,
+        /// The segment there.
+        next: PathBuf,
+    },
+    /// No segment file is there although there were records.
+    #[error("{}: all segments of the log are gone; records below {sequence} had been acknowledged", dir.display())]
+    AllMissing {
+        /// The log's directory.
+        dir: PathBuf,
+        /// The sequence number that the next record would have had.
+        sequence: u64,
+    },
+    /// A segment's first block is damaged.
+    #[error("{}: the segment's first block is damaged; restore it from a copy", path.display())]
+    BadSegment {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// The mark is missing or damaged.
+    #[error("{}: missing or damaged; without it a lost tail of the log cannot be noticed; restore it from a copy", path.display())]
+    NoMark {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// What is there is not what was written.
+    #[error("{}, offset {offset}: {what}", path.display())]
+    Corrupt {
+        /// Which file.
+        path: PathBuf,
+        /// Where.
+        offset: u64,
+        /// What does not fit.
+        what: &'static str,
+    },
+    /// A record contradicts what came before it: a commit without a prewrite or at or below a recorded watermark, news of a
+    /// prewrite that is not open. When appending, nothing was written.
+    #[error("a record of transaction {start_ts} contradicts what is stored before it")]
+    Unfounded {
+        /// Which transaction.
+        start_ts: StartTs,
+    },
+    /// There is no space. Nothing was written; the same call may succeed later.
+    #[error("{}: no space left for the log", dir.display())]
+    NoSpace {
+        /// The log's directory.
+        dir: PathBuf,
+    },
+    /// A payload of 4 GiB or more, which the format cannot hold. Nothing was written.
+    #[error("the binlog of transaction {start_ts} has {len} bytes, the log's limit is {}", u32::MAX)]
+    TooLarge {
+        /// Which transaction.
+        start_ts: StartTs,
+        /// Its binlog's length.
+        len: usize,
+    },
+    /// A write or sync failed. Whether it reached the disk is unknown: the process has to end.
+    #[error("the log stopped: {reason}")]
+    Stopped {
+        /// The first failure.
+        reason: Arc<str>,
+    },
+    /// Transactions that were asked for were collected.
+    #[error("transactions up to commit_ts {oldest} were collected, those after {requested} were asked for")]
+    Collected {
+        /// What was asked for.
+        requested: CommitTs,
+        /// Reading begins after this.
+        oldest: CommitTs,
+    },
+    /// It was written, but the sync failed: the writer has stopped.
+    #[error("the record at position {position} is not durable")]
+    Unsynced {
+        /// Where it would be.
+        position: Position,
+    },
+    /// The options make no sense.
+    #[error("{0}")]
+    Options(&'static str),
 }
 
-impl Shared {
-    fn family(&self, family: Family) -> Result<&rocksdb::ColumnFamily, StoreError> {
-        self.db.cf_handle(family.name()).ok_or_else(|| StoreError::Malformed {
-            family: family.name(),
-            reason: "column family is missing".into(),
-        })
-    }
-
-    fn number(&self, name: &str) -> Result<Option<u64>, StoreError> {
-        let value = self.db.get_cf(self.family(Family::Meta)?, name).map_err(StoreError::Read)?;
-        value.map(|value| key::number(Family::Meta, &value)).transpose()
-    }
-
-    /// Verifies that every acknowledged group is there.
-    fn verify_batches(&self, promised: u64) -> Result<u64, StoreError> {
-        let base = self.number("base")?.unwrap_or(1);
-        let mut expected = base;
-        let mut iterator = self.db.raw_iterator_cf(self.family(Family::Batch)?);
-        iterator.seek(key::u64_key(base));
-        while let Some(found) = iterator.key() {
-            let found = key::number(Family::Batch, found)?;
-            if found != expected {
-                return Err(StoreError::Hole {
-                    path: self.path.clone(),
-                    missing: expected,
-                    recovered: expected - 1,
-                });
-            }
-            expected += 1;
-            iterator.next();
+impl StoreError {
+    /// True if the same call may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::NoSpace { .. } => true,
+            Self::Read { .. }
+            | Self::Hole { .. }
+            | Self::LostTail { .. }
+            | Self::MissingSegment { .. }
+            | Self::AllMissing { .. }
+            | Self::BadSegment { .. }
+            | Self::NoMark { .. }
+            | Self::Corrupt { .. }
+            | Self::Unfounded { .. }
+            | Self::TooLarge { .. }
+            | Self::Stopped { .. }
+            | Self::Collected { .. }
+            | Self::Unsynced { .. }
+            | Self::Options(_) => false,
         }
-        iterator.status().map_err(StoreError::Read)?;
-        let recovered = expected - 1;
-        if recovered < promised {
-            return Err(StoreError::Hole { path: self.path.clone(), missing: expected, recovered });
-        }
-        Ok(recovered)
     }
-
-    fn pending(&self) -> Result<Vec<Pending>, StoreError> {
-        let mut pending = Vec::new();
-        let mut iterator = self.db.raw_iterator_cf(self.family(Family::Pending)?);
-        iterator.seek_to_first();
-        while let Some((key, value)) = iterator.item() {
-            let start_ts = StartTs::new(key::number(Family::Pending, key)?);
-            let (floor, rollback_seen) = key::parse_pending(value)?;
-            pending.push(Pending { start_ts, floor, rollback_seen });
-            iterator.next();
-        }
-        iterator.status().map_err(StoreError::Read)?;
-        Ok(pending)
-    }
-
-    fn newest_start(&self) -> Result<Tso, StoreError> {
-        let mut iterator = self.db.raw_iterator_cf(self.family(Family::Prewrite)?);
-        iterator.seek_to_last();
-        let newest = iterator.key().map(|key| key::number(Family::Prewrite, key)).transpose()?;
-        iterator.status().map_err(StoreError::Read)?;
-        Ok(Tso::new(newest.unwrap_or(0)))
-    }
-}
-
-/// Opens or creates the store in `data_dir`, checks that nothing acknowledged is missing, and reads what
-/// the sorter needs. Blocking.
-///
-/// # Errors
-/// A hole, corruption, an unknown format, or whatever the file system says. Nothing is repaired or dropped.
-pub fn open(
-    data_dir: &Path,
-    config: &StorageConfig,
-) -> Result<(Appender, Reader, Collector, Recovered), StoreError> {
-    let path = data_dir.join("store");
-    let existed =
-        path.join("CURRENT").try_exists().map_err(|source| StoreError::Io { path: path.clone(), source })?;
-    let mark = if existed { Mark::open(data_dir)? } else { Mark::create(data_dir)? };
-
-    let options = database_options(config);
-    let cache =
-        Cache::new_lru_cache(usize::try_from(config.kv.block_cache_capacity.as_u64()).unwrap_or(usize::MAX))
-            .map_err(|e| StoreError::Open { path: path.clone(), reason: e.into_string() })?;
-    let families = Family::ALL
-        .map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(family, config, &cache)));
-    let db = DB::open_cf_descriptors(&options, &path, families)
-        .map_err(|e| StoreError::Open { path: path.clone(), reason: e.into_string() })?;
-    let shared = Shared { db, path, synced: AtomicU64::new(0), collected: AtomicU64::new(0) };
-
-    let format = shared.number("format")?;
-    if let Some(found) = format
-        && found != FORMAT
-    {
-        return Err(StoreError::UnknownFormat { found });
-    }
-    let batches = shared.verify_batches(mark.promised())?;
-    let recovered = Recovered {
-        pending: shared.pending()?,
-        watermark: Tso::new(shared.number("watermark")?.unwrap_or(0)),
-        newest_start: shared.newest_start()?,
-        batches,
-    };
-    shared.synced.store(batches, std::sync::atomic::Ordering::Release);
-    let collected = shared.number("collected")?.unwrap_or(0);
-    shared.collected.store(collected, std::sync::atomic::Ordering::Release);
-
-    let shared = Arc::new(shared);
-    let appender = Appender::new(shared.clone(), mark, batches);
-    if format.is_none() {
-        appender.describe(FORMAT)?;
-    }
-    Ok((appender, Reader::new(shared.clone()), Collector::new(shared), recovered))
-}
-
-fn database_options(config: &StorageConfig) -> Options {
-    let mut options = Options::default();
-    options.create_if_missing(true);
-    options.create_missing_column_families(true);
-    options.set_paranoid_checks(true);
-    // The default would silently end recovery at the first corrupt record, acknowledged or not.
-    options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
-    options.set_max_background_jobs(2);
-    options.set_keep_log_file_num(4);
-    options.set_max_total_wal_size(4 * config.kv.write_buffer.as_u64().max(16 << 20));
-    options.set_bytes_per_sync(1 << 20);
-    options
-}
-
-fn family_options(family: Family, config: &StorageConfig, cache: &Cache) -> Options {
-    let size = |bytes: bytesize::ByteSize| usize::try_from(bytes.as_u64()).unwrap_or(usize::MAX);
-    let kv = &config.kv;
-    let mut table = BlockBasedOptions::default();
-    table.set_block_cache(cache);
-    table.set_block_size(size(kv.block_size));
-    table.set_block_restart_interval(i32::try_from(kv.block_restart_interval).unwrap_or(16));
-    if family.looked_up() {
-        table.set_bloom_filter(10.0, false);
-    }
-    let mut options = Options::default();
-    options.set_block_based_table_factory(&table);
-    options.set_compression_type(DBCompressionType::Lz4);
-    options.set_write_buffer_size(if family.holds_payloads() { size(kv.write_buffer) } else { 4 << 20 });
-    options.set_max_write_buffer_number(3);
-    options.set_target_file_size_base(kv.compaction_table_size.as_u64());
-    options.set_max_bytes_for_level_base(kv.compaction_total_size.as_u64());
-    options.set_max_bytes_for_level_multiplier(kv.compaction_total_size_multiplier);
-    options.set_level_zero_file_num_compaction_trigger(i32::try_from(kv.compaction_l0_trigger).unwrap_or(8));
-    options.set_level_zero_slowdown_writes_trigger(i32::try_from(kv.write_l0_slowdown_trigger).unwrap_or(17));
-    options.set_level_zero_stop_writes_trigger(i32::try_from(kv.write_l0_pause_trigger).unwrap_or(24));
-    options
 }

@@ -53,6 +53,7 @@ struct State {
     capacity: Option<u64>,
     /// Handles from before a crash are of no use.
     life: u64,
+    counts: Counts,
 }
 
 fn rename(names: &mut BTreeMap<String, usize>, operation: &Operation) -> io::Result<()> {
@@ -106,6 +107,13 @@ impl State {
     }
 }
 
+/// How often content was written and made durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    pub writes: u64,
+    pub syncs: u64,
+}
+
 /// The disk; clones are the same one.
 #[derive(Clone, Debug, Default)]
 pub(super) struct CrashDisk(Arc<Mutex<State>>);
@@ -150,6 +158,11 @@ impl CrashDisk {
     /// Bytes of all files.
     pub(super) fn used(&self) -> u64 {
         self.state().used()
+    }
+
+    /// How often content was written and made durable so far.
+    pub(super) fn counts(&self) -> Counts {
+        self.state().counts
     }
 
     /// The power comes back: what was not synced is there by chance.
@@ -283,6 +296,7 @@ impl DiskFile for CrashFile {
     fn write_all_at(&self, parts: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
         let mut state = self.disk.state();
         state.is_on(self.life)?;
+        state.counts.writes += 1;
         let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
         let from = offset as usize;
         let content = &mut state.inodes[self.inode].current;
@@ -311,6 +325,7 @@ impl DiskFile for CrashFile {
             Some(left) => *left -= 1,
             None => {}
         }
+        state.counts.syncs += 1;
         let inode = &mut state.inodes[self.inode];
         inode.durable = inode.current.clone();
         Ok(())

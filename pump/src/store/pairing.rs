@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use tidb::ts::{CommitTs, StartTs, Tso};
 
 use super::record::{Header, Kind, u64_at};
-use super::segment::Position;
+use super::segment::{Position, Segment};
 use super::{Fate, Gap};
 
 /// Settled transactions that are remembered, committed ones and dropped ones each: for a second copy of a prewrite or
@@ -200,6 +200,22 @@ impl Pairing {
         let (_, needed) = self.needed.range_mut(..=position.get()).next_back()?;
         needed.newest = needed.newest.max(until);
         Some(needed)
+    }
+
+    /// Through which commit_ts to collect so that segments with `excess` bytes in all go, or as many as can: an open
+    /// prewrite holds its segment, and the last one stays. `None` if none can go.
+    pub(super) fn through(&self, segments: &[Segment], excess: u64) -> Option<CommitTs> {
+        let mut through = None;
+        let mut bytes = 0;
+        for segment in segments.iter().rev().skip(1).rev() {
+            let needed = self.needed.get(&segment.base).copied().unwrap_or_default();
+            if bytes >= excess || needed.open > 0 {
+                break;
+            }
+            bytes += segment.size;
+            through = through.max(Some(needed.newest));
+        }
+        through
     }
 
     /// Forgets what a collection up to `through` makes unneeded, and says from which base on the log is still needed; at

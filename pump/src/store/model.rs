@@ -14,7 +14,8 @@ use super::open::open_on;
 use super::segment::Name;
 use super::{Fate, Options, Reader, Record, Recovered, StoreError};
 
-const OPTIONS: Options = Options { segment_bytes: 16 * 1024, spares: 1, recycled: 2, reserve_bytes: 2048 };
+pub(super) const OPTIONS: Options =
+    Options { segment_bytes: 16 * 1024, spares: 1, recycled: 2, reserve_bytes: 2048 };
 
 /// An open prewrite.
 #[derive(Clone, Debug, PartialEq)]
@@ -135,7 +136,7 @@ struct World {
     doubtful: Vec<Record>,
 }
 
-fn open(disk: &CrashDisk) -> Result<(Appender, Reader, Recovered), StoreError> {
+pub(super) fn open(disk: &CrashDisk) -> Result<(Appender, Reader, Recovered), StoreError> {
     open_on(Arc::new(disk.clone()), OPTIONS, Pace::Inline)
 }
 
@@ -478,15 +479,16 @@ proptest! {
             world.step(step);
         }
         world.restart();
-        let end = world.end();
+        let marked = world.end();
+        let mut end = marked;
         if closed {
             world.appender.take().unwrap().close().unwrap();
         } else {
-            // The mark lags; but what lies before another group cannot rot unseen.
-            let mut model = world.model.clone();
-            let record = world.record(13, 0, &mut model);
-            model.apply(&record);
-            world.send(vec![record], model);
+            // The mark lags behind these; but what lies before another group cannot rot unseen.
+            for kinds in [[(0, 100), (6, 5)], [(0, 700), (0, 30)], [(13, 0), (13, 0)]] {
+                end = world.end();
+                world.append(&kinds);
+            }
             world.appender = None;
         }
         world.disk.kill();
@@ -498,7 +500,11 @@ proptest! {
             .collect();
         let total: usize = segments.iter().map(|(_, len)| len).sum();
         prop_assume!(total > 0);
-        let mut offset = place.index(if closed { total } else { end.max(1) });
+        let mut offset = match (closed, world.dice.roll(2)) {
+            (true, _) => place.index(total),
+            (false, 0) => place.index(end),
+            (false, _) => marked + place.index(end - marked),
+        };
         let mut rotten = "";
         for (name, len) in &segments {
             if offset < *len {

@@ -1,17 +1,15 @@
-//! The pump's store alone, without gRPC and without a sorter: the same load on every engine.
+//! The pump's store alone, without gRPC and without a sorter.
 //!
 //! `sessions` writers in a closed loop: each sends a prewrite, waits until it is durable, sends its commit, waits again.
 //! Whatever they have to write at one time is one group, as in the pump. Then everything is read in commit_ts order, then
 //! collected, then the store is opened again.
-
-mod log;
-mod rocks;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bytes::Bytes;
+use pump::store::{self, Appender, Options, Reader, Record};
 use serde::Serialize;
 use tidb::ts::{CommitTs, StartTs, Tso};
 
@@ -21,51 +19,70 @@ use crate::process::Process;
 /// Bytes that one read may return.
 const READ: usize = 1 << 20;
 
-/// Which engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// RocksDB, payloads in its tables.
-    Rocksdb,
-    /// RocksDB, payloads in blob files (beside its write-ahead log).
-    Blobdb,
-    /// The pump's segment log with its index.
-    Seglog,
-}
-
 /// A change to store.
 #[derive(Clone, Debug)]
-pub(crate) enum Op {
+enum Op {
     Prewrite { start_ts: StartTs, payload: Bytes },
     Commit { start_ts: StartTs, commit_ts: CommitTs, payload: Bytes },
 }
 
 /// What is read back.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Scanned {
-    pub count: u64,
-    pub bytes: u64,
-    pub last: CommitTs,
+struct Scanned {
+    count: u64,
+    bytes: u64,
+    last: CommitTs,
 }
 
-/// A store under test.
-pub(crate) trait Engine {
+struct Store {
+    appender: Appender,
+    reader: Reader,
+}
+
+impl Store {
+    fn open(dir: &Path) -> anyhow::Result<Self> {
+        let (appender, reader, _) = store::open(dir, Options::default())?;
+        Ok(Self { appender, reader })
+    }
+
     /// Makes a group durable.
-    fn append(&mut self, group: &[Op]) -> anyhow::Result<()>;
-    /// Says about once a second that no smaller commit will come.
-    fn advance(&mut self, watermark: Tso) -> anyhow::Result<()>;
-    /// Reads transactions after `after`, each with its prewrite.
-    fn scan(&self, after: CommitTs, upto: CommitTs) -> anyhow::Result<Scanned>;
-    /// Gives back the space of transactions at or below `through`.
-    fn collect(&mut self, through: CommitTs) -> anyhow::Result<()>;
-}
+    fn append(&mut self, group: &[Op]) -> anyhow::Result<()> {
+        let records: Vec<_> = group
+            .iter()
+            .cloned()
+            .map(|op| match op {
+                Op::Prewrite { start_ts, payload } => {
+                    Record::Prewrite { start_ts, floor: start_ts.0, payload }
+                }
+                Op::Commit { start_ts, commit_ts, payload } => {
+                    Record::Commit { start_ts, commit_ts, payload }
+                }
+            })
+            .collect();
+        Ok(self.appender.append(&records)?)
+    }
 
-fn open(kind: Kind, dir: &Path) -> anyhow::Result<Box<dyn Engine>> {
-    Ok(match kind {
-        Kind::Rocksdb => Box::new(rocks::Rocks::open(dir, false)?),
-        Kind::Blobdb => Box::new(rocks::Rocks::open(dir, true)?),
-        Kind::Seglog => Box::new(log::SegmentLog::open(dir)?),
-    })
+    /// Says about once a second that no smaller commit will come.
+    fn advance(&mut self, watermark: Tso) -> anyhow::Result<()> {
+        Ok(self.appender.append(&[Record::Watermark(watermark)])?)
+    }
+
+    /// Reads transactions after `after`, each with its prewrite.
+    fn scan(&self, after: CommitTs, upto: CommitTs) -> anyhow::Result<Scanned> {
+        let scan = self.reader.scan(after.0, upto.0, READ)?;
+        Ok(Scanned {
+            count: scan.transactions.len() as u64,
+            bytes: scan.transactions.iter().map(|stored| stored.prewrite.len() as u64).sum(),
+            last: CommitTs(scan.reached),
+        })
+    }
+
+    /// Gives back the space of transactions at or below `through`.
+    fn collect(&mut self, through: CommitTs) -> anyhow::Result<()> {
+        self.appender.append(&[Record::Collected(through.0)])?;
+        // The space is given back beside the writer; what is measured is when it is there.
+        Ok(self.appender.finish_background()?)
+    }
 }
 
 /// The load.
@@ -82,8 +99,6 @@ pub struct Load {
 /// One measurement.
 #[derive(Clone, Debug, Serialize)]
 pub struct Measured {
-    /// Which engine.
-    pub engine: Kind,
     /// Writers.
     pub sessions: usize,
     /// Bytes of a prewrite.
@@ -115,11 +130,11 @@ pub struct Measured {
 /// Runs the load on a new store in `dir` and removes it.
 ///
 /// # Errors
-/// The engine failed, or did not return what it was given.
-pub fn measure(kind: Kind, load: Load, dir: &Path) -> anyhow::Result<Measured> {
+/// The store failed, or did not return what it was given.
+pub fn measure(load: Load, dir: &Path) -> anyhow::Result<Measured> {
     let dir = tempfile::tempdir_in(dir).with_context(|| dir.display().to_string())?;
     let own = Process::own();
-    let mut engine = open(kind, dir.path())?;
+    let mut engine = Store::open(dir.path())?;
     let (cpu, written) = (own.cpu()?, own.written()?);
 
     let mut latencies = Latencies::default();
@@ -173,25 +188,17 @@ pub fn measure(kind: Kind, load: Load, dir: &Path) -> anyhow::Result<Measured> {
     let mut read = Scanned::default();
     while read.last < last {
         let part = engine.scan(read.last, last)?;
-        anyhow::ensure!(part.count > 0, "{kind:?} returned {} of {transactions} transactions", read.count);
+        anyhow::ensure!(part.count > 0, "{} of {transactions} transactions came back", read.count);
         read = Scanned { count: read.count + part.count, bytes: read.bytes + part.bytes, last: part.last };
     }
     let read_seconds = began.elapsed().as_secs_f64();
-    anyhow::ensure!(
-        read.count == transactions,
-        "{kind:?} returned {} of {transactions} transactions",
-        read.count
-    );
-    anyhow::ensure!(
-        read.bytes == transactions * load.payload as u64,
-        "{kind:?} returned {} bytes",
-        read.bytes
-    );
+    anyhow::ensure!(read.count == transactions, "{} of {transactions} transactions came back", read.count);
+    anyhow::ensure!(read.bytes == transactions * load.payload as u64, "{} bytes came back", read.bytes);
 
     let disk = usage(dir.path())?;
     drop(engine);
     let began = Instant::now();
-    let mut engine = open(kind, dir.path())?;
+    let mut engine = Store::open(dir.path())?;
     let open_seconds = began.elapsed().as_secs_f64();
     let began = Instant::now();
     engine.collect(last)?;
@@ -200,7 +207,6 @@ pub fn measure(kind: Kind, load: Load, dir: &Path) -> anyhow::Result<Measured> {
     let written = own.written()? - written;
 
     Ok(Measured {
-        engine: kind,
         sessions: load.sessions,
         payload: load.payload,
         transactions,
@@ -262,14 +268,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_engine_returns_what_it_was_given() {
+    fn what_was_written_is_read() {
         let dir = tempfile::tempdir().unwrap();
-        for kind in [Kind::Rocksdb, Kind::Blobdb, Kind::Seglog] {
-            for (sessions, payload) in [(1, 300), (7, 5000)] {
-                let load = Load { sessions, payload, time: Duration::from_millis(50) };
-                let measured = measure(kind, load, dir.path()).unwrap();
-                assert!(measured.transactions > 0);
-            }
+        for (sessions, payload) in [(1, 300), (7, 5000)] {
+            let load = Load { sessions, payload, time: Duration::from_millis(50) };
+            assert!(measure(load, dir.path()).unwrap().transactions > 0);
         }
     }
 }

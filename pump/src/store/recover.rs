@@ -151,16 +151,6 @@ pub(super) fn replay(
     let mut end = from.position;
     let first = survey.segments.partition_point(|segment| segment.end() <= from.position.0);
     let segments = survey.segments.get(first..).unwrap_or_default();
-    if let Some(last) = survey.segments.last()
-        && from.position.0 > last.end()
-    {
-        return Err(StoreError::LostTail {
-            path: disk.path(&last.name()),
-            offset: last.size,
-            from: expected,
-            to: survey.mark.sequence.saturating_sub(1),
-        });
-    }
     let mut strays: Vec<(Segment, u64, u64)> = Vec::new();
 
     for (index, &segment) in segments.iter().enumerate() {

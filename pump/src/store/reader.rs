@@ -188,6 +188,15 @@ impl Reader {
         self.segments.list().iter().map(|segment| segment.size).sum()
     }
 
+    /// Through which commit_ts to collect so that the log's segments take at most `limit` bytes again, or as close to it
+    /// as open prewrites allow; `None` if they do already, or if nothing can go.
+    pub fn through_for_size(&self, limit: u64) -> Option<CommitTs> {
+        let segments = self.segments.list();
+        let size: u64 = segments.iter().map(|segment| segment.size).sum();
+        let excess = size.checked_sub(limit).filter(|excess| *excess > 0)?;
+        self.pairing().through(&segments, excess)
+    }
+
     /// The binlogs at `places`, in their order, checked. Records that lie together are read together, and share memory.
     ///
     /// # Errors

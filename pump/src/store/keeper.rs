@@ -288,7 +288,13 @@ impl Shared {
     }
 
     fn tick(&self) {
-        self.desk().full = false;
+        {
+            let mut desk = self.desk();
+            desk.full = false;
+            if desk.failed.is_some() {
+                return;
+            }
+        }
         let marked = self.mark.lock().unwrap_or_else(PoisonError::into_inner).sequence;
         if marked != self.durable.load(Ordering::Acquire) {
             let written = self.write_mark(|_| {});

@@ -157,7 +157,9 @@ fn usable_checkpoint(
     at(disk, checkpoint::NAME, file.read_exact_at(&mut bytes, 0))?;
     let Some(mut saved) = Checkpoint::decode(&bytes) else { return Ok(None) };
     let first = survey.segments.first().map_or(survey.mark.first, |segment| segment.base);
-    if saved.end.position.get() < first {
+    let last = survey.segments.last().map_or(survey.mark.first, |segment| segment.end());
+    // Of a part that was collected meanwhile, or that is missing, which reading the log will tell.
+    if !(first..=last).contains(&saved.end.position.get()) {
         return Ok(None);
     }
     let collected = CommitTs::new(survey.mark.collected);

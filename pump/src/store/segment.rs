@@ -129,13 +129,15 @@ pub(super) fn write_at(file: &dyn DiskFile, bytes: &[u8], offset: u64) -> io::Re
     file.write_all_at(&mut [IoSlice::new(bytes)], offset)
 }
 
-/// Fills a file with zeros from `from` to `to`, so that later writes need no new space on disk.
+/// Fills a file with zeros from `from` to `to`, so that later writes need no new space on disk. Synced step by step: a sync
+/// of the log that comes meanwhile waits for one step at most.
 pub(super) fn write_zeros(file: &dyn DiskFile, from: u64, to: u64) -> io::Result<()> {
     let zeros = vec![0; 1 << 20];
     let mut at = from;
     while at < to {
         let part = (to - at).min(zeros.len() as u64);
         write_at(file, &zeros[..part as usize], at)?;
+        file.sync()?;
         at += part;
     }
     Ok(())

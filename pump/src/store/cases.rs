@@ -1,0 +1,240 @@
+//! Single cases on the disk that loses power, and one on a real file system.
+
+use bytes::Bytes;
+use tidb::ts::{CommitTs, StartTs, Tso};
+
+use super::crash::{CrashDisk, Dice};
+use super::model::{OPTIONS, open};
+use super::segment::Name;
+use super::{Fate, Options, Reader, Record, Recovered, StoreError};
+
+fn prewrites(starts: std::ops::Range<u64>, len: usize) -> Vec<Record> {
+    let prewrite = |start| Record::Prewrite {
+        start_ts: StartTs::new(start),
+        floor: Tso::new(start),
+        payload: vec![start as u8; len].into(),
+    };
+    starts.map(prewrite).collect()
+}
+
+/// A group that is torn exactly where the log had been closed leaves nothing that a later life could stumble over.
+#[test]
+fn a_torn_group_behind_a_closed_end() {
+    for seed in 0..200 {
+        let disk = CrashDisk::default();
+        let (mut appender, ..) = open(&disk).unwrap();
+        appender.append(&prewrites(1..3, 100)).unwrap();
+        appender.close().unwrap();
+        let (mut appender, ..) = open(&disk).unwrap();
+        disk.power_off_after(1);
+        appender.append(&prewrites(3..8, 700)).unwrap_err();
+        drop(appender);
+        disk.reboot(&mut Dice(seed));
+
+        let (mut appender, _, recovered) = open(&disk).unwrap();
+        let survived = recovered.pending.len() as u64 + 1;
+        assert!((3..=8).contains(&survived));
+        // As long as a segment, so that the torn one is followed by another.
+        appender.append(&prewrites(survived..12, 2000)).unwrap();
+        drop(appender);
+        disk.kill();
+        let (_, _, recovered) = open(&disk).unwrap();
+        assert_eq!(recovered.pending.len(), 11, "seed {seed}");
+    }
+}
+
+/// A group takes one write and one sync, whatever its size; a prepared segment costs two more at its begin.
+#[test]
+fn one_sync_for_a_group() {
+    let disk = CrashDisk::default();
+    let (mut appender, ..) = open(&disk).unwrap();
+    appender.append(&prewrites(1..2, 10)).unwrap();
+    for group in [2..3, 3..30, 30..31] {
+        let before = disk.counts();
+        appender.append(&prewrites(group, 10)).unwrap();
+        let after = disk.counts();
+        assert_eq!((after.writes - before.writes, after.syncs - before.syncs), (1, 1));
+    }
+}
+
+/// On a full disk prewrites are turned away before the reserve is touched; commits go on; space that comes back is used.
+#[test]
+fn the_reserve_is_for_commits() {
+    let disk = CrashDisk::default();
+    let (mut appender, reader, _) = open(&disk).unwrap();
+    disk.limit(Some(disk.used() + 40 * 1024));
+    let mut start = 1;
+    while appender.admits(500).unwrap() {
+        appender.append(&prewrites(start..start + 1, 440)).unwrap();
+        start += 1;
+    }
+    assert!(appender.room() >= OPTIONS.reserve_bytes);
+    let commit = |start| Record::Commit {
+        start_ts: StartTs::new(start),
+        commit_ts: CommitTs::new(1000 + start),
+        payload: Bytes::new(),
+    };
+    let mut committed = 1;
+    let error = loop {
+        match appender.append(&[commit(committed)]) {
+            Ok(()) => committed += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, StoreError::NoSpace { .. }), "{error}");
+    assert!(committed > OPTIONS.reserve_bytes / 64, "only {committed} commits fitted into the reserve");
+    assert!(!appender.admits(500).unwrap());
+
+    disk.limit(None);
+    appender.tick();
+    assert!(appender.admits(500).unwrap());
+    appender.append(&[commit(committed)]).unwrap();
+    let scan = reader.scan(Tso::ZERO, Tso::MAX, 1 << 20).unwrap();
+    assert_eq!(scan.transactions.len() as u64, committed);
+}
+
+/// Each way to lose files is refused by name.
+#[test]
+fn what_is_missing_is_named() {
+    let filled = || {
+        let disk = CrashDisk::default();
+        let (mut appender, ..) = open(&disk).unwrap();
+        for start in 1..10 {
+            appender.append(&prewrites(start..start + 1, 7000)).unwrap();
+        }
+        appender.close().unwrap();
+        disk.kill();
+        disk
+    };
+    let refusal = |disk: &CrashDisk| open(disk).map(drop).unwrap_err().to_string();
+    let segments = |disk: &CrashDisk| -> Vec<String> {
+        let names = disk.files().into_iter().map(|(name, _)| name);
+        names.filter(|name| matches!(Name::parse(name), Name::Segment(_))).collect()
+    };
+
+    let disk = filled();
+    disk.lose("mark");
+    assert!(refusal(&disk).contains("/crash/mark: missing or damaged"));
+
+    let disk = filled();
+    let names = segments(&disk);
+    disk.lose(&names[1]);
+    assert_eq!(
+        refusal(&disk),
+        format!(
+            "/crash/{}: the part of the log before this file is gone (positions 16384 to 32768)",
+            names[2]
+        )
+    );
+
+    let disk = filled();
+    disk.lose(segments(&disk).last().unwrap());
+    assert!(refusal(&disk).contains("records 9 to 9 had been acknowledged"), "{}", refusal(&disk));
+
+    let disk = filled();
+    for name in segments(&disk) {
+        disk.lose(&name);
+    }
+    assert!(refusal(&disk).contains("all segments of the log are gone; records below 10"));
+
+    let disk = filled();
+    let names = segments(&disk);
+    disk.damage(&names[0], |bytes| bytes[10] ^= 1);
+    assert_eq!(
+        refusal(&disk),
+        format!("/crash/{}: the segment's first block is damaged; restore it from a copy", names[0])
+    );
+}
+
+/// Records that contradict what is stored are refused, and nothing of their group is written.
+#[test]
+fn contradictions_are_refused() {
+    let disk = CrashDisk::default();
+    let (mut appender, ..) = open(&disk).unwrap();
+    let commit = |start, commit| Record::Commit {
+        start_ts: StartTs::new(start),
+        commit_ts: CommitTs::new(commit),
+        payload: Bytes::new(),
+    };
+    let dropped = |start| Record::Dropped {
+        start_ts: StartTs::new(start),
+        fate: Fate::RolledBack,
+        floor: Tso::new(start),
+    };
+    appender.append(&prewrites(1..4, 10)).unwrap();
+    appender.append(&[commit(1, 10), Record::Watermark(Tso::new(12))]).unwrap();
+    let before = disk.counts();
+    for record in
+        [commit(1, 20), commit(9, 20), commit(2, 12), dropped(9), dropped(1), prewrites(2..3, 10).remove(0)]
+    {
+        let group = [prewrites(50..51, 10).remove(0), record];
+        let error = appender.append(&group).unwrap_err();
+        assert!(matches!(error, StoreError::Unfounded { .. }), "{:?}: {error}", group[1]);
+        assert!(!error.is_retryable());
+    }
+    assert_eq!(disk.counts(), before);
+    appender.append(&[dropped(2), commit(2, 13), commit(3, 14)]).unwrap();
+}
+
+/// The same on a real file system, with the keeper on its thread: files are the owner's alone, collected space comes back.
+#[test]
+fn on_a_file_system() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("log");
+    let options = Options { segment_bytes: 64 * 1024, spares: 1, recycled: 1, reserve_bytes: 0 };
+    let (mut appender, reader, recovered) = super::open(&dir, options).unwrap();
+    assert_eq!(recovered, Recovered::default());
+    let payload = |start: u64| Bytes::from(vec![start as u8; 1000 + start as usize]);
+    for start in 1..500 {
+        let floor = Tso::new(10 * start);
+        appender
+            .append(&[Record::Prewrite { start_ts: StartTs(floor), floor, payload: payload(start) }])
+            .unwrap();
+        let commit_ts = CommitTs::new(10 * start + 5);
+        let commit =
+            Record::Commit { start_ts: StartTs(floor), commit_ts, payload: Bytes::from_static(b"commit") };
+        appender.append(&[commit, Record::Watermark(commit_ts.0)]).unwrap();
+    }
+    let all = |reader: &Reader, after: u64| -> Vec<_> {
+        let mut found = Vec::new();
+        let mut after = Tso::new(after);
+        while after < Tso::new(4995) {
+            let scan = reader.scan(after, Tso::new(4995), 50_000).unwrap();
+            after = scan.reached;
+            found.extend(scan.transactions);
+        }
+        found
+    };
+    let found = all(&reader, 0);
+    assert!(found.iter().map(|found| found.prewrite.clone()).eq((1..500).map(payload)));
+    assert!(found.iter().all(|found| found.commit == "commit"));
+
+    let size = reader.size();
+    assert_eq!(reader.through_for_size(size), None);
+    // Two segments have to go for that: no more than the transactions in them.
+    let through = reader.through_for_size(size - options.segment_bytes - 1).unwrap();
+    assert!((CommitTs::new(10)..CommitTs::new(1250)).contains(&through), "{through}");
+    appender.append(&[Record::Collected(through.0)]).unwrap();
+    assert_eq!(reader.size(), size - 2 * options.segment_bytes);
+    appender.append(&[Record::Collected(Tso::new(2500))]).unwrap();
+    appender.finish_background().unwrap();
+    assert!(reader.size() < size * 2 / 3);
+    let on_disk: u64 =
+        std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
+    let spares = 2 * options.segment_bytes;
+    assert!(on_disk < reader.size() + spares + 64 * 1024, "{on_disk} bytes are left of {size}");
+    for entry in std::fs::read_dir(&dir).unwrap() {
+        let entry = entry.unwrap();
+        assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", entry.path());
+    }
+    assert_eq!(std::fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
+    assert!(all(&reader, 2500) == found[249..]);
+    assert!(matches!(reader.scan(Tso::new(2499), Tso::MAX, 1), Err(StoreError::Collected { .. })));
+
+    appender.close().unwrap();
+    let (_appender, reader, recovered) = super::open(&dir, options).unwrap();
+    assert_eq!((recovered.replayed, recovered.rebuilt), (0, false));
+    assert!(all(&reader, 2500) == found[249..]);
+}
