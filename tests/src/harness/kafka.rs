@@ -12,6 +12,7 @@ use rdkafka::{
 };
 
 use super::{
+    authority::Identity,
     ports,
     process::{Process, Program},
     scratch::{self, Scratch},
@@ -24,27 +25,51 @@ pub const SHARED: &str = "SLUICE_TEST_KAFKA";
 #[derive(Debug)]
 pub struct Kafka {
     brokers: String,
+    secured: Option<String>,
     process: Option<Process>,
 }
+
+/// Who may come in at a secured listener, besides having a certificate.
+pub const USER: &str = "sluice";
+/// And the password of SASL's PLAIN.
+pub const PASSWORD: &str = "sesame; \"open\"";
 
 impl Kafka {
     /// The run's shared broker; where there is none, a new one in `scratch`.
     pub async fn shared(scratch: &Scratch) -> Result<Self> {
         match std::env::var(SHARED) {
-            Ok(brokers) => Ok(Self { brokers, process: None }),
+            Ok(brokers) => Ok(Self { brokers, secured: None, process: None }),
             Err(_) => Self::start(scratch).await,
         }
     }
 
     /// Starts one in `scratch` and waits until it answers.
     pub async fn start(scratch: &Scratch) -> Result<Self> {
+        Self::start_with(scratch, None).await
+    }
+
+    /// The same with a second listener for the services: TLS with certificates on both sides, and a login. The tests
+    /// themselves come in at the plain one.
+    pub async fn start_secured(scratch: &Scratch, identity: &Identity) -> Result<Self> {
+        Self::start_with(scratch, Some(identity)).await
+    }
+
+    async fn start_with(scratch: &Scratch, identity: Option<&Identity>) -> Result<Self> {
         let home = home()?;
         let folder = scratch.path();
         scratch::copy_tree(&home.join("formatted"), &folder.join("kafka"))?;
         let (brokers, controller) = (ports::free_address()?, ports::free_address()?);
         let mut properties = include_str!("../../kafka/server.properties").to_owned();
-        writeln!(properties, "listeners=PLAINTEXT://{brokers},CONTROLLER://{controller}")?;
-        writeln!(properties, "advertised.listeners=PLAINTEXT://{brokers},CONTROLLER://{controller}")?;
+        let mut listeners = format!("PLAINTEXT://{brokers},CONTROLLER://{controller}");
+        let mut secured = None;
+        if let Some(identity) = identity {
+            let address = ports::free_address()?;
+            listeners = format!("{listeners},SECURED://{address}");
+            properties.push_str(&secured_listener(identity));
+            secured = Some(address);
+        }
+        writeln!(properties, "listeners={listeners}")?;
+        writeln!(properties, "advertised.listeners={listeners}")?;
         writeln!(properties, "controller.quorum.voters=1@{controller}")?;
         writeln!(properties, "log.dirs={}", folder.join("kafka").display())?;
         let file = folder.join("kafka.properties");
@@ -57,14 +82,14 @@ impl Kafka {
             .arg(format!("-Dlog4j2.configurationFile=file:{}", home.join("log4j2.properties").display()))
             .args(["-cp", &class_path, "kafka.Kafka"])
             .arg(&file);
-        let mut kafka = Self { brokers, process: Some(program.start()?) };
+        let mut kafka = Self { brokers, secured, process: Some(program.start()?) };
         kafka.await_answer().await?;
         Ok(kafka)
     }
 
-    /// `host:port`, as `bootstrap.servers` wants it.
+    /// `host:port` for the services, as `bootstrap.servers` wants it: the secured listener if there is one.
     pub fn brokers(&self) -> &str {
-        &self.brokers
+        self.secured.as_ref().unwrap_or(&self.brokers)
     }
 
     /// Client settings: its address, and no chatter about it being away.
@@ -114,6 +139,22 @@ impl Kafka {
             })
             .await
     }
+}
+
+/// A later line of a properties file replaces an earlier one of the same name.
+fn secured_listener(identity: &Identity) -> String {
+    let quoted = PASSWORD.replace('\\', "\\\\").replace('"', "\\\\\"");
+    format!(
+        "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SECURED:SASL_SSL\n\
+         ssl.keystore.type=PEM\nssl.keystore.location={}\n\
+         ssl.truststore.type=PEM\nssl.truststore.location={}\n\
+         listener.name.secured.ssl.client.auth=required\n\
+         sasl.enabled.mechanisms=PLAIN\n\
+         listener.name.secured.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule \
+         required user_{USER}=\"{quoted}\";\n",
+        identity.both.display(),
+        identity.ca.display(),
+    )
 }
 
 /// Client settings for a broker at `brokers`.

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use mysql_async::{Conn, Opts, OptsBuilder, prelude::Queryable as _};
 
 use super::{
+    authority::Identity,
     ports,
     process::{Process, Program},
     scratch::{self, Scratch},
@@ -15,6 +16,9 @@ use super::{
 pub const USER: &str = "sluice";
 /// Its password.
 pub const PASSWORD: &str = "down'stream \"1\"";
+
+/// An account that gets in with a client certificate only, on a server that has one; same password.
+pub const SECURED_USER: &str = "secured";
 
 /// A MariaDB server with an account that may do everything. Its default time zone is an odd one on purpose: whoever
 /// forgets to state the session's zone is found out.
@@ -27,6 +31,15 @@ pub struct MariaDb {
 impl MariaDb {
     /// Starts one in `scratch` and waits until it answers.
     pub async fn start(scratch: &Scratch) -> Result<Self> {
+        Self::start_with(scratch, None).await
+    }
+
+    /// The same with TLS for those who ask for it.
+    pub async fn start_secured(scratch: &Scratch, identity: &Identity) -> Result<Self> {
+        Self::start_with(scratch, Some(identity)).await
+    }
+
+    async fn start_with(scratch: &Scratch, identity: Option<&Identity>) -> Result<Self> {
         let template = scratch::prepared(&format!("mariadb/{}", version().await?))?;
         scratch::copy_tree(&template.join("data"), &scratch.path().join("mariadb"))?;
         let port = ports::free()?;
@@ -34,7 +47,9 @@ impl MariaDb {
         std::fs::write(
             format!("{folder}/mariadb-init.sql"),
             format!(
-                "CREATE USER IF NOT EXISTS '{USER}'@'%' IDENTIFIED BY '{}';\nGRANT ALL ON *.* TO '{USER}'@'%';\n",
+                "CREATE USER IF NOT EXISTS '{USER}'@'%' IDENTIFIED BY '{0}';\nGRANT ALL ON *.* TO '{USER}'@'%';\n\
+                 CREATE USER IF NOT EXISTS '{SECURED_USER}'@'%' IDENTIFIED BY '{0}' REQUIRE X509;\n\
+                 GRANT ALL ON *.* TO '{SECURED_USER}'@'%';\n",
                 PASSWORD.replace('\'', "''")
             ),
         )?;
@@ -55,6 +70,10 @@ impl MariaDb {
             ("skip-name-resolve", "1".into()),
         ] {
             writeln!(options, "{name}={value}")?;
+        }
+        if let Some(identity) = identity {
+            writeln!(options, "ssl-ca={}", identity.ca.display())?;
+            writeln!(options, "ssl-cert={}\nssl-key={}", identity.cert.display(), identity.key.display())?;
         }
         let file = format!("{folder}/mariadb.cnf");
         std::fs::write(&file, options)?;

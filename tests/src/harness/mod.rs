@@ -6,6 +6,7 @@
 //! test's own name.
 
 pub mod admin;
+pub mod authority;
 pub mod binaries;
 pub mod etcd;
 pub mod kafka;

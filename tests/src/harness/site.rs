@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 
 use super::{
-    admin, binaries,
+    admin,
+    authority::Identity,
+    binaries,
     etcd::Etcd,
-    kafka::Kafka,
+    kafka::{self, Kafka},
     mariadb::{self, MariaDb},
     ports,
     process::{Process, Program},
@@ -21,6 +23,8 @@ use crate::recording::Recording;
 
 /// The name under which MariaDB's password is given to `apply-mysql`.
 const PASSWORD_VARIABLE: &str = "SLUICE_DOWNSTREAM_PASSWORD";
+/// The same for Kafka's password, where it wants one.
+const KAFKA_PASSWORD: &str = "SLUICE_KAFKA_PASSWORD";
 
 /// How fast the recording is played.
 #[derive(Clone, Copy, Debug)]
@@ -62,10 +66,18 @@ impl Service {
         process.ready("readiness", async || admin::is_ready(&self.admin).await.then_some(())).await
     }
 
+    fn given(self, variable: &str, value: &str) -> Self {
+        Self { program: self.program.env(variable, value), admin: self.admin }
+    }
+
     /// The same with more arguments.
     pub fn with(&self, args: &[&str]) -> Self {
         Self { program: self.program.clone().args(args), admin: self.admin.clone() }
     }
+}
+
+fn files(identity: &Identity) -> String {
+    format!("ssl-ca = {:?}\nssl-cert = {:?}\nssl-key = {:?}\n", identity.ca, identity.cert, identity.key)
 }
 
 /// The infrastructure and the plan of a site.
@@ -77,6 +89,8 @@ pub struct Site {
     pub kafka: Kafka,
     /// The downstream database.
     pub mariadb: MariaDb,
+    /// What services prove themselves with, where they have to; whoever replaces it is not let in.
+    pub identity: Option<Identity>,
     topic: String,
     pd: String,
     tikv: String,
@@ -107,7 +121,7 @@ impl Site {
     pub async fn new(name: &str, recording: &Recording) -> Result<Self> {
         let scratch = Scratch::new(name)?;
         let kafka = Kafka::shared(&scratch).await?;
-        Self::around(name, recording, scratch, kafka).await
+        Self::around(name, recording, scratch, kafka, None).await
     }
 
     /// The same with a Kafka of its own, to stop and restart.
@@ -118,12 +132,33 @@ impl Site {
     /// The same in a given folder.
     pub async fn in_scratch(name: &str, recording: &Recording, scratch: Scratch) -> Result<Self> {
         let kafka = Kafka::start(&scratch).await?;
-        Self::around(name, recording, scratch, kafka).await
+        Self::around(name, recording, scratch, kafka, None).await
     }
 
-    async fn around(name: &str, recording: &Recording, scratch: Scratch, kafka: Kafka) -> Result<Self> {
-        let (etcd, mariadb) = tokio::try_join!(Etcd::start(&scratch), MariaDb::start(&scratch))?;
+    /// One where Kafka and MariaDB let services in by TLS only, with a certificate and a password.
+    pub async fn secured(name: &str, recording: &Recording) -> Result<Self> {
+        let scratch = Scratch::new(name)?;
+        let identity = Identity::new(&scratch, name)?;
+        let kafka = Kafka::start_secured(&scratch, &identity).await?;
+        Self::around(name, recording, scratch, kafka, Some(identity)).await
+    }
+
+    async fn around(
+        name: &str,
+        recording: &Recording,
+        scratch: Scratch,
+        kafka: Kafka,
+        identity: Option<Identity>,
+    ) -> Result<Self> {
+        let mariadb = async {
+            match &identity {
+                Some(identity) => MariaDb::start_secured(&scratch, identity).await,
+                None => MariaDb::start(&scratch).await,
+            }
+        };
+        let (etcd, mariadb) = tokio::try_join!(Etcd::start(&scratch), mariadb)?;
         Ok(Self {
+            identity,
             etcd,
             kafka,
             mariadb,
@@ -234,30 +269,34 @@ impl Site {
     fn drainer_named(&self, id: &str, ports: &Ports, initial_commit_ts: i64, extra: &str) -> Result<Service> {
         let config = format!(
             "addr = {:?}\nnode-id = {id:?}\npd-urls = \"http://{}\"\ndata-dir = {:?}\ninitial-commit-ts = {initial_commit_ts}\n{extra}\n\
-             [syncer.to]\nkafka-addrs = {:?}\ntopic-name = {:?}\n\n[admin]\naddr = {:?}\n",
+             [syncer.to]\nkafka-addrs = {:?}\ntopic-name = {:?}\n\n[kafka]\n{}\n[admin]\naddr = {:?}\n",
             ports.addr,
             self.pd,
             self.folder().join(id),
             self.kafka.brokers(),
             self.topic,
+            self.kafka_login(),
             ports.admin
         );
-        self.service(id, "drainer-kafka", &config, &ports.admin)
+        Ok(self.service(id, "drainer-kafka", &config, &ports.admin)?.given(KAFKA_PASSWORD, kafka::PASSWORD))
     }
 
     /// `apply-mysql` into this site's MariaDB.
     pub fn apply(&self) -> Result<Service> {
+        let (user, security) = match &self.identity {
+            Some(identity) => (mariadb::SECURED_USER, format!("[mysql.security]\n{}", files(identity))),
+            None => (mariadb::USER, String::new()),
+        };
         let config = format!(
-            "data-dir = {:?}\n\n{}\n[apply]\nlease-ttl = \"2s\"\n\n[mysql]\nhost = \"127.0.0.1\"\nport = {}\nuser = {:?}\npassword = \"env:{PASSWORD_VARIABLE}\"\n\n[admin]\naddr = {:?}\n",
+            "data-dir = {:?}\n\n{}\n[apply]\nlease-ttl = \"2s\"\n\n[mysql]\nhost = \"127.0.0.1\"\nport = {}\nuser = {user:?}\n\
+             password = \"env:{PASSWORD_VARIABLE}\"\n{security}\n[admin]\naddr = {:?}\n",
             self.folder().join("apply-mysql"),
             self.feed(),
             self.mariadb.port(),
-            mariadb::USER,
             self.apply
         );
-        let mut service = self.service("apply-mysql", "apply-mysql", &config, &self.apply)?;
-        service.program = service.program.env(PASSWORD_VARIABLE, mariadb::PASSWORD);
-        Ok(service)
+        let service = self.service("apply-mysql", "apply-mysql", &config, &self.apply)?;
+        Ok(service.given(PASSWORD_VARIABLE, mariadb::PASSWORD).given(KAFKA_PASSWORD, kafka::PASSWORD))
     }
 
     /// `export-files` into [`Self::exported`].
@@ -272,11 +311,28 @@ impl Site {
             self.exported(),
             self.export
         );
-        self.service("export-files", "export-files", &config, &self.export)
+        let service = self.service("export-files", "export-files", &config, &self.export)?;
+        Ok(service.given(KAFKA_PASSWORD, kafka::PASSWORD))
     }
 
     fn feed(&self) -> String {
-        format!("[feed]\ntopic = {:?}\n\n[kafka]\nbrokers = [{:?}]\n", self.topic, self.kafka.brokers())
+        format!(
+            "[feed]\ntopic = {:?}\n\n[kafka]\nbrokers = [{:?}]\n{}",
+            self.topic,
+            self.kafka.brokers(),
+            self.kafka_login()
+        )
+    }
+
+    /// Keys of `[kafka]` beside the address.
+    fn kafka_login(&self) -> String {
+        let Some(identity) = &self.identity else { return String::new() };
+        format!(
+            "security-protocol = \"sasl_ssl\"\nsasl-mechanism = \"PLAIN\"\nsasl-username = {:?}\n\
+             sasl-password = \"env:{KAFKA_PASSWORD}\"\n{}",
+            kafka::USER,
+            files(identity)
+        )
     }
 
     /// The infrastructure's processes.

@@ -7,6 +7,7 @@ mod exports;
 mod house;
 mod instruments;
 mod replay;
+mod secured;
 mod standby;
 mod start;
 mod topics;
