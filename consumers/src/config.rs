@@ -10,6 +10,7 @@ use node::telemetry::{LogConfig, LogFormat};
 use serde::{Deserialize, Serialize};
 use tidb::ts::CommitTs;
 
+use crate::claims::Claims;
 use crate::follow::FollowOptions;
 
 /// What a consumer does when the upstream declares that transactions are missing.
@@ -32,13 +33,20 @@ pub struct FeedConfig {
     /// Where the target stands at the first start: it holds everything up to and including this commit_ts. Absent: it
     /// stands where the feed begins. Later starts know from the progress stored in the target.
     pub initial_commit_ts: Option<u64>,
+    /// The drainer's `output.claim-check-dir` as it is to be found here, if its `large-row` is `claim-check`.
+    pub claim_check_dir: Option<PathBuf>,
     /// When the upstream declares a gap: `stop` or `continue`.
     pub on_gap: GapPolicy,
 }
 
 impl Default for FeedConfig {
     fn default() -> Self {
-        Self { topic: "sluice".to_owned(), initial_commit_ts: None, on_gap: GapPolicy::default() }
+        Self {
+            topic: "sluice".to_owned(),
+            initial_commit_ts: None,
+            claim_check_dir: None,
+            on_gap: GapPolicy::default(),
+        }
     }
 }
 
@@ -102,7 +110,8 @@ pub(crate) fn follow_options(
     if !settings.iter().any(|(key, _)| key == "client.id") {
         settings.push(("client.id".to_owned(), "sluice-consumer".to_owned()));
     }
-    Ok(FollowOptions { settings, topic: feed.topic.clone(), dir, memory, until })
+    let claims = Claims::new(feed.claim_check_dir.as_deref(), &feed.topic);
+    Ok(FollowOptions { settings, topic: feed.topic.clone(), dir, memory, claims, until })
 }
 
 /// The default admin listener on `port`.

@@ -12,6 +12,7 @@
 
 pub mod align;
 pub mod chain;
+pub mod claims;
 pub mod config;
 pub mod event;
 pub mod files;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use prost::Message as _;
-use schemas::sluice::v1::{Field, Op, RowChange, field};
+use schemas::sluice::v1::{ClaimCheck, Field, Op, RowChange, field};
 
 use crate::event::{Change, ChangeKind, Row, Value};
 use crate::schema::Table;
@@ -43,8 +43,17 @@ impl Assembler {
     }
 }
 
+/// A value as far as the record has it.
+#[derive(Debug)]
+pub enum Decoded {
+    /// All of it.
+    Change(Change),
+    /// Only where it lies: to be fetched and decoded in its place.
+    Claim(ClaimCheck),
+}
+
 /// Reads a change's value. `last` is any record of the change.
-pub fn decode(last: &RowRecord, value: Bytes, table: &Arc<Table>) -> Result<Change, ShapeError> {
+pub fn decode(last: &RowRecord, value: Bytes, table: &Arc<Table>) -> Result<Decoded, ShapeError> {
     let bad = |what: String| ShapeError {
         seq: last.seq,
         change: last.change,
@@ -61,6 +70,9 @@ pub fn decode(last: &RowRecord, value: Bytes, table: &Arc<Table>) -> Result<Chan
             change.database, change.table
         )));
     }
+    if let Some(claim) = change.claim {
+        return Ok(Decoded::Claim(claim));
+    }
     let op = change.op();
     let image =
         |fields: Vec<Field>, which| row(fields, table).map_err(|what| bad(format!("{which}: {what}")));
@@ -73,7 +85,7 @@ pub fn decode(last: &RowRecord, value: Bytes, table: &Arc<Table>) -> Result<Chan
         Op::Delete => ChangeKind::Delete { before: image(change.before, "row")? },
         Op::Unspecified => return Err(bad("is neither insert, update nor delete".to_owned())),
     };
-    Ok(Change { table: table.clone(), kind, cost })
+    Ok(Decoded::Change(Change { table: table.clone(), kind, cost }))
 }
 
 fn row(fields: Vec<Field>, table: &Table) -> Result<Row, String> {

@@ -28,7 +28,7 @@ use crate::metrics;
 use crate::pull::PumpBatch;
 use crate::routing::Routing;
 use crate::schema::history::{HistoryError, SchemaHistory};
-use crate::schema::{Definition, Definitions, Tracker, records};
+use crate::schema::{Definition, Definitions, Tracker, records, was_undone};
 use crate::sequence::TxnHeader;
 use crate::status::{Status, WaitingDdl};
 use crate::transaction::{DdlBinlog, Transaction};
@@ -378,6 +378,8 @@ impl<H: SchemaHistory> ShapeTask<H> {
             ddl: Some(entry),
             origin: None,
         };
+        // What rows brought for the columns of a job that was undone is for nobody.
+        let undone = was_undone(&job).then_some(job.table_id);
         let reshaped = |before: &Arc<Definition>| {
             let after = effect.after.iter().find(|after| after.id() == before.id())?;
             Some((before.clone(), after.clone()))
@@ -387,7 +389,7 @@ impl<H: SchemaHistory> ShapeTask<H> {
             records,
             entry: entry.map(header),
             reshaped: effect.before.iter().filter_map(reshaped).collect(),
-            dropped: effect.dropped.iter().map(|(table_id, _)| *table_id).collect(),
+            dropped: effect.dropped.iter().map(|(table_id, _)| *table_id).chain(undone).collect(),
         }))
     }
 

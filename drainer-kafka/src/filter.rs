@@ -12,6 +12,11 @@ use serde::{Deserialize, Serialize};
 pub const SYSTEM_SCHEMAS: [&str; 6] =
     ["information_schema", "performance_schema", "metrics_schema", "inspection_schema", "mysql", "sys"];
 
+/// True for a schema that TiDB fills itself; `lower` is its name in lower case.
+pub fn is_system_schema(lower: &str) -> bool {
+    SYSTEM_SCHEMAS.contains(&lower)
+}
+
 /// A table, or a pattern for tables, as `replicate-do-table` and `ignore-table` write it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]

@@ -57,9 +57,9 @@ pub struct HeldChange {
 /// An update that must follow a DDL.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fulfilled {
-    /// What identifies the row.
+    /// What identifies the row, and what the DDL gave its new columns.
     pub before: Vec<Field>,
-    /// The same, and the new columns.
+    /// The same, with the new columns' values.
     pub after: Vec<Field>,
 }
 
@@ -205,9 +205,11 @@ impl InFlight {
         rows.sort_by_key(|(commit_ts, _)| *commit_ts);
         let mut updates = Vec::new();
         for (_, row) in rows {
+            let mut usuals = Vec::new();
             let mut news = Vec::new();
             for (id, datum) in row.values {
-                if let Some(field) = news_of(before, after, id, datum)? {
+                if let Some((usual, field)) = news_of(before, after, id, datum)? {
+                    usuals.push(usual);
                     news.push(field);
                 }
             }
@@ -215,21 +217,22 @@ impl InFlight {
                 continue;
             }
             let still_there = |field: &Field| after.info.column(field.column_id).is_some();
-            let before: Vec<Field> = row.fields.into_iter().filter(still_there).collect();
-            let after = before.iter().cloned().chain(news).collect();
-            updates.push(Fulfilled { before, after });
+            let kept: Vec<Field> = row.fields.into_iter().filter(still_there).collect();
+            // Of equal rows of a table without a key, one that has its update already is not meant again.
+            let before = kept.iter().cloned().chain(usuals).collect();
+            updates.push(Fulfilled { before, after: kept.into_iter().chain(news).collect() });
         }
         Ok(updates)
     }
 }
 
-/// The field to set, if this value is one that running the DDL does not give.
+/// What running the DDL gives the column, and the field to set, if that differs.
 fn news_of(
     before: &Definition,
     after: &Definition,
     id: i64,
     datum: Datum,
-) -> Result<Option<Field>, InFlightError> {
+) -> Result<Option<(Field, Field)>, InFlightError> {
     let carried =
         after.columns.iter().filter_map(|at| after.info.cols.get(*at)).find(|column| column.id == id);
     let Some(column) = carried else { return Ok(None) };
@@ -244,7 +247,7 @@ fn news_of(
     };
     let value = Value::from_datum(datum, &column.field_type).map_err(|e| misfit(e.to_string()))?;
     let usual = column.absent_value().map_err(|e| misfit(e.to_string()))?;
-    Ok((value != usual).then(|| native::field(id, &value)))
+    Ok((value != usual).then(|| (native::field(id, &usual), native::field(id, &value))))
 }
 
 fn size(row: &HeldRow) -> usize {
@@ -345,7 +348,11 @@ mod tests {
         let again = HeldChange { before: Some(identity(2)), ..brought(2, &[(3, 8), (4, 6)]) };
         inflight.take(CommitTs::new(110), vec![gone, again]).unwrap();
         let updates = inflight.fulfil(&before, &after).unwrap();
-        let expected = Fulfilled { before: vec![int(1, 2)], after: vec![int(1, 2), int(3, 8), int(4, 6)] };
+        let null = Field { column_id: 4, value: Some(V::Null(schemas::sluice::v1::Null {})) };
+        let expected = Fulfilled {
+            before: vec![int(1, 2), int(3, 7), null],
+            after: vec![int(1, 2), int(3, 8), int(4, 6)],
+        };
         assert_eq!(updates, [expected]);
         assert_eq!((inflight.oldest(), inflight.bytes), (None, 0));
     }

@@ -10,7 +10,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use bytes::Bytes;
 use node::config::Validate as _;
 use node::data_dir::DataDir;
@@ -22,6 +21,7 @@ use tidb::ts::Tso;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
+use crate::claims::Claims;
 use crate::config::Config;
 use crate::feed::{FeedError, MergeTask, Merged, ShapeTask, SourceChange};
 use crate::filter::Filter;
@@ -47,6 +47,8 @@ const BATCHES: usize = 64;
 const MERGED: usize = 8;
 /// Units being shaped or waiting for the sink.
 const WORK: usize = 16;
+/// How often old files of large values are looked for.
+const FORGET: Duration = Duration::from_secs(600);
 /// How long the parts of an epoch get to end once one has.
 const TEARDOWN: Duration = Duration::from_secs(10);
 
@@ -137,6 +139,7 @@ impl Leader {
             trim.await;
             Ok(())
         });
+        parts.spawn("claims", self.forget_claims(sink.claims().cloned()));
         parts.spawn("shape", async move { Ok(shaping.run(merged_out, work_in).await?) });
         parts.spawn("sink", async move { Ok(sink.run(work_out).await?) });
         parts.spawn("readback", async move { Ok(back.await?) });
@@ -159,8 +162,8 @@ impl Leader {
         let options = self.open_options(&topics);
         let log = start::open(&kafka, &options).await?;
         let filter = self.config.syncer.filter()?;
-        let large_row = self.config.output.large_row.supported().context("output.large-row")?;
-        let shape = Shape { max_record: log.row_limit, large_row };
+        let shape = Shape { max_record: log.row_limit, large_row: self.config.output.large_row.into() };
+        let claims = self.config.output.claim_check_dir.as_ref().map(|base| Claims::new(base, &topics.rows));
         let history = Arc::new(StatusPort::new(TidbStatus::new(
             self.pd.etcd(),
             &self.config.tidb_status(),
@@ -175,6 +178,7 @@ impl Leader {
             commit_interval: self.config.output.commit_interval.get(),
             max_transaction: self.config.output.max_kafka_transaction.as_u64() as usize,
             shape,
+            claims,
         };
         let mut sink = Sink::new(producer, sequencer, sink_options, history.clone(), self.status.clone());
         sink.start(&new_schema).await?;
@@ -190,6 +194,30 @@ impl Leader {
             commits_end,
             pull_from,
         })
+    }
+
+    /// Removes the files of large values with the rows that name them. Failing is no reason to stop.
+    fn forget_claims(
+        &self,
+        claims: Option<Claims>,
+    ) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
+        let (status, retention) = (self.status.clone(), self.config.output.retention.get());
+        async move {
+            loop {
+                tokio::time::sleep(FORGET).await;
+                let Some(claims) = claims.clone().filter(|_| !retention.is_zero()) else { continue };
+                // A day longer than the rows: their retention is counted from when they were written.
+                let kept = retention.as_millis() as u64 + 24 * 60 * 60 * 1000;
+                let oldest = status.position().physical_ms().saturating_sub(kept);
+                let removing =
+                    tokio::task::spawn_blocking(move || claims.forget_before(Tso::from_parts(oldest, 0)));
+                match removing.await? {
+                    Ok(0) => {}
+                    Ok(days) => info!(days, "removed files of large values"),
+                    Err(error) => warn!(%error, "cannot remove old files of large values"),
+                }
+            }
+        }
     }
 
     fn kafka(&self) -> anyhow::Result<Kafka> {

@@ -13,42 +13,27 @@
 //! A transaction is turned into records slice by slice ([`TxnRows::next_slice`]), so that a large one is never in
 //! memory twice.
 
+mod record;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message;
 use schemas::binlog::{MutationType, PrewriteValue, TableMutation};
-use schemas::digest::record_checksum;
 use schemas::sluice::v1 as proto;
 use tidb::model::ColumnInfo;
 use tidb::row::{RowError, RowImage, decode_delete, decode_insert, decode_update};
 use tidb::ts::{CommitTs, StartTs};
 use tidb::value::Value;
 
-use crate::inflight::{Fulfilled, HeldChange, HeldRow, RowIdentity};
+use crate::inflight::{HeldChange, HeldRow, RowIdentity};
 use crate::native;
 use crate::schema::{Definition, Definitions, Lookup};
 use crate::sequence::RowRecord;
 use crate::transaction::Transaction;
 
-/// What to do with a row whose record would be larger than the broker takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum LargeRow {
-    /// Cut its value into several records.
-    #[default]
-    Chunk,
-    /// Stop the feed, naming it.
-    Stop,
-}
-
-/// How records are made.
-#[derive(Clone, Copy, Debug)]
-pub struct Shape {
-    /// The most bytes of key and value that one record may hold.
-    pub max_record: usize,
-    /// What happens to larger ones.
-    pub large_row: LargeRow,
-}
+pub use self::record::{LargeRow, Shape};
+use self::record::{Place, row_key};
 
 /// Why a transaction cannot be turned into records.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -106,7 +91,7 @@ pub enum TranslateFault {
     /// A row is larger than a record may be, and the policy is to stop.
     #[error(
         "a row of {table} takes {bytes} bytes, more than the {limit} of the topic's max.message.bytes; raise that, or \
-         set large-row = \"chunk\""
+         set output.large-row = \"chunk\" or \"claim-check\""
     )]
     TooLarge {
         /// The table.
@@ -119,6 +104,13 @@ pub enum TranslateFault {
     /// More changes than a transaction's numbering holds.
     #[error("it has more than {} changes", u32::MAX)]
     TooManyChanges,
+}
+
+/// True for the ids at the upper end of TiDB's range that its own tables have, which no job makes
+/// (`ReservedGlobalIDLowerBound` in its package `metadef`, 1000 below `MaxInt48`).
+fn is_system(table_id: i64) -> bool {
+    const MAX: i64 = (1 << 48) - 1;
+    (MAX - 1000..=MAX).contains(&table_id)
 }
 
 /// The rows of one table within a transaction.
@@ -212,6 +204,10 @@ impl TxnRows {
                 Lookup::Live(definition) if written && definition.commit_ts > transaction.commit_ts => {
                     continue;
                 }
+                Lookup::Unknown if is_system(mutation.table_id()) => {
+                    self.filtered += listed;
+                    continue;
+                }
                 Lookup::Unknown => return Err(TranslateFault::UnknownTable(mutation.table_id())),
                 Lookup::Dropped => {
                     self.discarded += listed;
@@ -274,7 +270,8 @@ impl TxnRows {
                 break;
             };
             let images = Images::decode(&definition, op, &blob).map_err(|fault| self.error(fault))?;
-            self.held.extend(images.held(&definition));
+            let held = images.held(&definition).map_err(|fault| self.error(fault))?;
+            self.held.extend(held);
         }
         Ok(())
     }
@@ -298,8 +295,9 @@ impl TxnRows {
         let change = self.next_change;
         let Some((definition, op, blob)) = self.next_row()? else { return Ok(false) };
         let images = Images::decode(&definition, op, &blob)?;
-        self.held.extend(images.held(&definition));
-        shape.records(&definition, images.change(&definition, op)?, change, out)?;
+        self.held.extend(images.held(&definition)?);
+        let row = images.change(&definition, op)?;
+        shape.records(&definition, row, Place { commit_ts: self.commit_ts, change }, out)?;
         Ok(true)
     }
 
@@ -364,70 +362,6 @@ impl TableRows {
     }
 }
 
-impl Shape {
-    /// The records of the updates that follow a DDL.
-    pub fn fulfilled(
-        &self,
-        definition: &Definition,
-        updates: Vec<Fulfilled>,
-        out: &mut Vec<RowRecord>,
-    ) -> Result<(), TranslateFault> {
-        let first = out.last().map_or(0, |last| last.change + 1);
-        for (change, Fulfilled { before, after }) in (first..).zip(updates) {
-            let update = row_change(definition, proto::Op::Update, before, after);
-            self.records(definition, update, change, out)?;
-        }
-        Ok(())
-    }
-
-    /// Appends the records of one change.
-    fn records(
-        &self,
-        definition: &Definition,
-        row: proto::RowChange,
-        change: u32,
-        out: &mut Vec<RowRecord>,
-    ) -> Result<(), TranslateFault> {
-        let image = if row.op() == proto::Op::Delete { &row.before } else { &row.after };
-        let key = row_key(definition, image);
-        let value = Bytes::from(row.encode_to_vec());
-        let Some(place) = definition.place else { return Ok(()) };
-        let key_bytes = key.as_ref().map_or(0, Bytes::len);
-        let bytes = key_bytes + value.len();
-        let too_large = || TranslateFault::TooLarge {
-            table: format!("{}.{}", definition.database, definition.table()),
-            bytes,
-            limit: self.max_record,
-        };
-        if bytes > self.max_record && self.large_row == LargeRow::Stop {
-            return Err(too_large());
-        }
-        // A key that leaves no room for a value (a primary key over megabytes of text) is left out: the value has it.
-        let (key, room) = match key {
-            Some(key) if key.len() * 2 <= self.max_record => (Some(key), self.max_record - key_bytes),
-            _ => (None, self.max_record),
-        };
-        let room = room.max(1);
-        let records = u32::try_from(value.len().div_ceil(room).max(1)).map_err(|_| too_large())?;
-        for record in 0..records {
-            let from = record as usize * room;
-            let slice = value.slice(from..value.len().min(from + room));
-            out.push(RowRecord {
-                place,
-                checksum: record_checksum(key.as_deref(), Some(&slice)),
-                key: key.clone(),
-                value: slice,
-                change,
-                record,
-                records,
-                table_id: definition.id(),
-                schema_version: definition.version,
-            });
-        }
-        Ok(())
-    }
-}
-
 /// The images of a row.
 struct Images {
     before: Option<RowImage>,
@@ -457,25 +391,38 @@ impl Images {
     }
 
     /// What the row brings for columns that the definition does not have yet.
-    fn held(&self, definition: &Definition) -> Option<HeldChange> {
+    fn held(&self, definition: &Definition) -> Result<Option<HeldChange>, TranslateFault> {
         let coming = |image: &RowImage| image.unknown.iter().any(|u| u.id > definition.info.max_col_id);
         if ![&self.before, &self.after].into_iter().flatten().any(coming) {
-            return None;
+            return Ok(None);
         }
-        let before = self.before.as_ref().and_then(|image| Some(identify(definition, image)?.0));
-        let after = self.after.as_ref().filter(|image| coming(image)).and_then(|image| {
-            let (identity, fields) = identify(definition, image)?;
-            let values = image.unknown.iter().filter(|u| u.id > definition.info.max_col_id);
-            let values = values.map(|u| (u.id, u.datum.clone())).collect();
-            Some((identity, HeldRow { fields, values }))
-        });
-        Some(HeldChange { table_id: definition.id(), before, after })
+        let before = self
+            .before
+            .as_ref()
+            .and_then(|image| Some(identify(definition, image, present(definition, image))?.0));
+        let mut after = None;
+        if let Some(image) = self.after.as_ref().filter(|image| coming(image)) {
+            // An inserted row leaves NULLs out; without a key, all columns are needed to find it again.
+            let fields = match &self.before {
+                None => inserted(definition, image)?,
+                Some(_) => present(definition, image),
+            };
+            after = identify(definition, image, fields).map(|(identity, fields)| {
+                let values = image.unknown.iter().filter(|u| u.id > definition.info.max_col_id);
+                let values = values.map(|u| (u.id, u.datum.clone())).collect();
+                (identity, HeldRow { fields, values })
+            });
+        }
+        Ok(Some(HeldChange { table_id: definition.id(), before, after }))
     }
 }
 
-/// Which row an image is of, and the fields by which a consumer finds it.
-fn identify(definition: &Definition, image: &RowImage) -> Option<(RowIdentity, Vec<proto::Field>)> {
-    let fields = present(definition, image);
+/// Which row an image is of, and those of its fields by which a consumer finds it.
+fn identify(
+    definition: &Definition,
+    image: &RowImage,
+    fields: Vec<proto::Field>,
+) -> Option<(RowIdentity, Vec<proto::Field>)> {
     match row_key(definition, &fields) {
         Some(key) => {
             let ids: Vec<i64> =
@@ -499,6 +446,7 @@ fn row_change(
         op: op.into(),
         before,
         after,
+        claim: None,
     }
 }
 
@@ -551,22 +499,6 @@ impl<'a> Finder<'a> {
         self.next = at + 1;
         self.columns.get(at).map(|(_, value)| value)
     }
-}
-
-/// The record's key, if the image has every column of it.
-fn row_key(definition: &Definition, image: &[proto::Field]) -> Option<Bytes> {
-    if definition.key.is_empty() {
-        return None;
-    }
-    let fields: Option<Vec<proto::Field>> = definition
-        .key
-        .iter()
-        .map(|at| {
-            let id = definition.info.cols.get(*at)?.id;
-            image.iter().find(|field| field.column_id == id).cloned()
-        })
-        .collect();
-    Some(proto::RowKey { fields: fields? }.encode_to_vec().into())
 }
 
 #[cfg(test)]

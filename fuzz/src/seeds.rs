@@ -92,8 +92,28 @@ pub fn seeds() -> BTreeMap<&'static str, Vec<Vec<u8>>> {
                 add("binlog", payload.to_vec());
             }
             let Ok(header) = Header::decode(payload) else { continue };
-            for mutation in binlog::decode_value(header.prewrite_value).unwrap().mutations {
+            let (start_ts, commit_ts) = (header.start_ts.get(), header.commit_ts.get());
+            let value = binlog::decode_value(header.prewrite_value).unwrap();
+            let schema_version = value.schema_version.unwrap_or_default();
+            for mutation in value.mutations {
                 let id = mutation.table_id.unwrap_or_default();
+                if i % 16 == 0 {
+                    let changes = mutation.sequence.len() as u32;
+                    let meta = RowMeta {
+                        epoch: 1 + place as u64,
+                        seq: i as u64,
+                        commit_ts: commit_ts.max(start_ts + 1),
+                        start_ts,
+                        changes,
+                        change: changes.saturating_sub(1),
+                        records: 1,
+                        table_id: id,
+                        schema_version,
+                        checksum: 0x9e37_79b9_u32.wrapping_mul(i as u32),
+                        ..RowMeta::default()
+                    };
+                    add("row_meta", meta.encode_to_vec());
+                }
                 let Some(picker) = definitions.iter().position(|(p, table)| (*p, table.id) == (place, id))
                 else {
                     continue;

@@ -12,9 +12,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tidb::model::Job;
 use tidb::schema_api::{self, DDL_HISTORY_LIMIT};
-use tidb::ts::{CommitTs, StartTs};
+use tidb::ts::StartTs;
 use tokio::sync::watch;
 
 use crate::cluster::Cluster;
@@ -53,11 +52,6 @@ impl TidbSchema {
         self.lock().sent(job_id, start_ts, self.since.elapsed());
     }
 
-    /// See [`DdlJobs::add`].
-    pub fn add(&self, job: Job, start_ts: StartTs, commit_ts: CommitTs) {
-        self.lock().add(job, start_ts, commit_ts, self.since.elapsed());
-    }
-
     /// From now on the status port tells how far this playback is. The first one stays.
     pub fn plays(&self, progress: watch::Receiver<Progress>) {
         let _ = self.playing.set(progress);
@@ -86,7 +80,7 @@ impl StatusPort {
             .route("/mvcc/key/mysql/tidb_ddl_job/{id}", get(job_versions))
             .route("/sluice/progress", get(progress))
             .with_state(schema);
-        Ok(Self(Server::serve(listener, router, None)?))
+        Ok(Self(Server::serve(listener, router)?))
     }
 
     /// `host:port`.

@@ -24,6 +24,7 @@ use tracing::{info, warn};
 
 use crate::align::{AlignError, Aligner, Step};
 use crate::chain::Start;
+use crate::claims::{ClaimError, Claims};
 use crate::event::Event;
 use crate::kafka::{LogReader, Polled, ReadError, Record};
 use crate::metrics;
@@ -51,6 +52,8 @@ pub struct FollowOptions {
     pub dir: PathBuf,
     /// Bytes for everything between the brokers and the queue.
     pub memory: usize,
+    /// Where values too large for a record are.
+    pub claims: Claims,
     /// Ends with [`Event::Reached`] once everything up to and including it was handed over.
     pub until: Option<CommitTs>,
 }
@@ -82,6 +85,9 @@ pub enum FollowError {
     /// A row cannot be read.
     #[error(transparent)]
     Shape(#[from] ShapeError),
+    /// A value in a file cannot be had.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
     /// A commit record cannot be read.
     #[error("the commit record at offset {offset} does not parse: {reason}")]
     NotACommitRecord {

@@ -9,12 +9,13 @@ use tracing::warn;
 
 use super::{FollowError, Follower, REPORT, Stop};
 use crate::align::{AlignError, AlignedTxn, Taken};
+use crate::claims::ClaimError;
 use crate::event::{Ddl, Event, Rows};
 use crate::kafka::{Polled, ReadError, Record};
 use crate::metrics;
 use crate::position::Position;
 use crate::schema::Table;
-use crate::shape::{Assembler, decode};
+use crate::shape::{Assembler, Decoded, decode};
 use crate::spill::RowLog;
 
 impl Follower {
@@ -140,7 +141,13 @@ impl Follower {
             let row = row.map_err(AlignError::Spill)?;
             let Some(value) = assembler.push(&row) else { continue };
             let table = self.table(row.table_id, row.schema_version, txn.seq)?;
-            let change = decode(&row, value, &table)?;
+            let change = match decode(&row, value, &table)? {
+                Decoded::Change(change) => change,
+                Decoded::Claim(claim) => match decode(&row, self.options.claims.fetch(&claim)?, &table)? {
+                    Decoded::Change(change) => change,
+                    Decoded::Claim(again) => return Err(ClaimError::BadName { name: again.name }.into()),
+                },
+            };
             if cost + change.cost > self.slice && !changes.is_empty() {
                 let next = row.change;
                 let full = slice(first, std::mem::take(&mut changes), cost, None);

@@ -117,6 +117,9 @@ pub struct OutputConfig {
     pub transaction_timeout: HumanDuration,
     /// What happens to a row larger than the topic's `max.message.bytes`.
     pub large_row: LargeRowPolicy,
+    /// Where `large-row = "claim-check"` puts values: a directory that the consumers can read too (their
+    /// `feed.claim-check-dir`). Files older than `retention` are removed.
+    pub claim_check_dir: Option<PathBuf>,
     /// none, lz4, snappy, gzip, zstd.
     pub compression: String,
 }
@@ -130,7 +133,7 @@ pub enum LargeRowPolicy {
     Chunk,
     /// The feed stops, naming it.
     Stop,
-    /// Not supported yet: refused.
+    /// Its value goes into a file under `claim-check-dir`; the record names it.
     ClaimCheck,
 }
 
@@ -183,6 +186,7 @@ impl Default for OutputConfig {
             max_kafka_transaction: ByteSize::mib(64),
             transaction_timeout: HumanDuration::from_secs(60),
             large_row: LargeRowPolicy::Chunk,
+            claim_check_dir: None,
             compression: "lz4".into(),
         }
     }
@@ -260,13 +264,12 @@ impl Config {
     }
 }
 
-impl LargeRowPolicy {
-    /// For the translation; `None` for the one that is not supported.
-    pub fn supported(self) -> Option<LargeRow> {
-        match self {
-            Self::Chunk => Some(LargeRow::Chunk),
-            Self::Stop => Some(LargeRow::Stop),
-            Self::ClaimCheck => None,
+impl From<LargeRowPolicy> for LargeRow {
+    fn from(policy: LargeRowPolicy) -> Self {
+        match policy {
+            LargeRowPolicy::Chunk => Self::Chunk,
+            LargeRowPolicy::ClaimCheck => Self::ClaimCheck,
+            LargeRowPolicy::Stop => Self::Stop,
         }
     }
 }
@@ -357,9 +360,17 @@ impl Config {
                 "must be positive, or −1 for the brokers' default",
             ));
         }
-        if output.large_row.supported().is_none() {
-            let reason = "`claim-check` is not supported by this version; use `chunk` or `stop`";
-            return Err(Invalid::new("output.large-row", reason));
+        match (output.large_row, &output.claim_check_dir) {
+            (LargeRowPolicy::ClaimCheck, None) => {
+                let reason =
+                    "`large-row = \"claim-check\"` needs a directory that the consumers can read too";
+                return Err(Invalid::new("output.claim-check-dir", reason));
+            }
+            (LargeRowPolicy::Chunk | LargeRowPolicy::Stop, Some(_)) => {
+                let reason = "is of use only with `large-row = \"claim-check\"`";
+                return Err(Invalid::new("output.claim-check-dir", reason));
+            }
+            _ => {}
         }
         if !["none", "lz4", "snappy", "gzip", "zstd"].contains(&output.compression.as_str()) {
             return Err(Invalid::new("output.compression", "must be none, lz4, snappy, gzip or zstd"));

@@ -19,6 +19,7 @@ use tracing::{debug, info};
 use super::LogError;
 use super::producer::{Acks, Producer};
 use super::topics::Topics;
+use crate::claims::Claims;
 use crate::inflight::{HeldChange, InFlight, InFlightError};
 use crate::metrics;
 use crate::schema::Definition;
@@ -78,7 +79,7 @@ pub enum Work {
         entry: Option<TxnHeader>,
         /// Tables as they were and as they are now.
         reshaped: Vec<(Arc<Definition>, Arc<Definition>)>,
-        /// Table ids that are gone.
+        /// Table ids that are gone, or whose coming columns are.
         dropped: Vec<i64>,
     },
     /// Everything at or below it came before.
@@ -114,6 +115,14 @@ pub enum SinkError {
         /// Why.
         fault: TranslateFault,
     },
+    /// A large value cannot be put into its file.
+    #[error("output.claim-check-dir: cannot write {name}: {source}")]
+    Claim {
+        /// The file.
+        name: String,
+        /// Why.
+        source: std::io::Error,
+    },
     /// A shaping task panicked.
     #[error("a shaping task did not come back")]
     Shaping,
@@ -124,7 +133,7 @@ impl SinkError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Log(error) => error.is_retryable(),
-            Self::Shaping => true,
+            Self::Shaping | Self::Claim { .. } => true,
             Self::Translate(_) | Self::InFlight(_) | Self::Fulfil { .. } => false,
         }
     }
@@ -149,6 +158,8 @@ pub struct SinkOptions {
     pub max_transaction: usize,
     /// How rows become records.
     pub shape: Shape,
+    /// Where values too large for a record go, under that policy.
+    pub claims: Option<Claims>,
 }
 
 /// The sink of one epoch.
@@ -213,6 +224,11 @@ impl<H: SchemaHistory> Sink<H> {
     /// The epoch's number.
     pub fn epoch(&self) -> u64 {
         self.sequencer.epoch()
+    }
+
+    /// Where values too large for a record go.
+    pub fn claims(&self) -> Option<&Claims> {
+        self.options.claims.as_ref()
     }
 
     /// Everything at or below it is in the log.
@@ -386,6 +402,12 @@ impl<H: SchemaHistory> Sink<H> {
     }
 
     async fn row(&mut self, record: &RowRecord) -> Result<(), SinkError> {
+        if let (Some(claim), Some(claims)) = (record.claim.clone(), self.options.claims.clone()) {
+            let name = claim.name.clone();
+            let stored = tokio::task::spawn_blocking(move || claims.store(&claim)).await;
+            let stored = stored.map_err(|_| SinkError::Shaping)?;
+            stored.map_err(|source| SinkError::Claim { name, source })?;
+        }
         let (Some(acks), Some(meta)) = (&self.acks, self.sequencer.row(record)) else { return Ok(()) };
         let topic = &self.options.row_topics[usize::from(record.place.topic)];
         let (place, key) = (record.place, record.key.as_deref());
@@ -420,7 +442,7 @@ impl<H: SchemaHistory> Sink<H> {
         for (before, after) in reshaped {
             let updates = self.inflight.fulfil(before, after)?;
             if after.place.is_some() {
-                let shaped = self.options.shape.fulfilled(after, updates, &mut records);
+                let shaped = self.options.shape.fulfilled(after, commit_ts, updates, &mut records);
                 shaped.map_err(|fault| SinkError::Fulfil { commit_ts, fault })?;
             }
         }

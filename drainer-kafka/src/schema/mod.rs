@@ -22,6 +22,7 @@ use tidb::model::{ActionType, DbInfo, Job, List, TableInfo};
 use tidb::ts::CommitTs;
 
 pub use self::definition::{Database, Definition, Definitions, Dropped, Lookup};
+use crate::filter::is_system_schema;
 use crate::routing::Routing;
 
 /// Why a DDL job cannot be applied.
@@ -30,8 +31,8 @@ pub enum SchemaError {
     /// Data changed without any row in the binlog.
     #[error(
         "job {job} is FLASHBACK CLUSTER: it turns data back inside TiKV and none of that is in the binlog, so the log \
-         cannot follow. Rebuild the downstream from a backup of the cluster and start a new feed (new topics) after \
-         the flashback, with initial-commit-ts of that backup"
+         cannot follow. Take a backup of the cluster as it is now, restore it downstream, and begin a new feed there: \
+         `drainer-kafka --config <this one's> --topic-name <new name> --initial-commit-ts <BackupTS>`"
     )]
     FlashbackCluster {
         /// Job id.
@@ -122,6 +123,17 @@ pub struct Tracker {
     version: i64,
 }
 
+/// True for a job that left everything as it was.
+pub fn was_undone(job: &Job) -> bool {
+    use tidb::model::JobState as S;
+    match job.state {
+        S::RollbackDone | S::Cancelled | S::RollingBack | S::Cancelling => true,
+        S::Done | S::Synced | S::None | S::Running | S::Queueing | S::Paused | S::Pausing | S::Other(_) => {
+            false
+        }
+    }
+}
+
 /// TiDB's own database `mysql` exists without a job.
 const MYSQL_DATABASE_ID: i64 = 1;
 
@@ -174,11 +186,12 @@ impl Tracker {
     /// Applies the next job; `commit_ts` is its place in commit order (zero where only the order is known). A job that
     /// was rolled back, or changes no schema, has an empty effect.
     pub fn apply(&mut self, job: &Job, commit_ts: CommitTs) -> Result<Effect, SchemaError> {
+        // Its own entry in the history was turned back with everything else: it may look as if it still ran.
+        if job.kind == ActionType::FlashbackCluster && !was_undone(job) {
+            return Err(SchemaError::FlashbackCluster { job: job.id });
+        }
         if !job.state.is_applied() {
             return Ok(Effect::default());
-        }
-        if job.kind == ActionType::FlashbackCluster {
-            return Err(SchemaError::FlashbackCluster { job: job.id });
         }
         let version = job.schema_version();
         if version == 0 {
@@ -229,7 +242,13 @@ impl Step<'_> {
                 }
                 Ok(())
             }
-            A::DropTable | A::DropView | A::DropSequence => self.drop(self.job.table_id, 0).map(|_| ()),
+            A::DropTable | A::DropView | A::DropSequence => {
+                if self.definitions.table(self.job.table_id).is_none() {
+                    self.known_or_system(self.job.table_id)
+                } else {
+                    self.drop(self.job.table_id, 0).map(|_| ())
+                }
+            }
             A::TruncateTable | A::PartitionTableBy | A::RemoveTablePartitioning => {
                 let table = self.table_info()?.clone();
                 if table.id != self.job.table_id {
@@ -239,7 +258,7 @@ impl Step<'_> {
             }
             A::RenameTable => {
                 let table = self.table_info()?.clone();
-                self.known(table.id)?;
+                self.known_or_system(table.id)?;
                 self.put(table, self.job.schema_id)
             }
             A::RenameTables => self.rename_tables(),
@@ -288,7 +307,7 @@ impl Step<'_> {
             | A::AlterTtlInfo
             | A::RemoveTtlInfo => {
                 let table = self.table_info()?.clone();
-                self.known(table.id)?;
+                self.known_or_system(table.id)?;
                 self.put(table, self.job.schema_id)
             }
             // Nothing in them shapes a row, and old versions leave the definition out.
@@ -333,6 +352,14 @@ impl Step<'_> {
             kind: self.job.kind,
             table_id,
         })
+    }
+
+    /// The table has to be there, unless it is one of TiDB's own: some of those were made without a job, and their
+    /// changes need no replication.
+    fn known_or_system(&self, table_id: i64) -> Result<(), SchemaError> {
+        let database = self.definitions.database(self.job.schema_id);
+        let system = database.is_some_and(|database| is_system_schema(&database.info.name.lower));
+        if system { Ok(()) } else { self.known(table_id).map(drop) }
     }
 
     /// Puts a table into the database of this id, in place of what it was.

@@ -31,6 +31,7 @@ use tidb::ts::{CommitTs, StartTs, Tso};
 
 pub use self::error::SequenceError;
 pub use self::tail::{RowLayout, Tail, TailError, TailReader, TopicPartition, Unfinished, hex};
+use crate::claims::Claim;
 
 /// A commit record carries a summary at least this often.
 const SUMMARY_EVERY: u32 = 500;
@@ -56,6 +57,8 @@ pub struct RowRecord {
     pub key: Option<Bytes>,
     /// The value, or a slice of a large one.
     pub value: Bytes,
+    /// What the value only names: written to a file before the record goes out.
+    pub claim: Option<Claim>,
     /// CRC-32C of key and value.
     pub checksum: u32,
     /// Number of the change in its transaction, from 0.
@@ -71,10 +74,11 @@ pub struct RowRecord {
 }
 
 impl RowRecord {
-    /// Bytes it takes in memory and, roughly, in Kafka.
+    /// Bytes it takes in memory and, roughly, in Kafka (or in a file beside it).
     pub fn size(&self) -> usize {
         const HEADERS: usize = 128;
-        self.key.as_ref().map_or(0, Bytes::len) + self.value.len() + HEADERS
+        let claimed = self.claim.as_ref().map_or(0, |claim| claim.content.len());
+        self.key.as_ref().map_or(0, Bytes::len) + self.value.len() + claimed + HEADERS
     }
 }
 

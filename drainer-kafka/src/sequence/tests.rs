@@ -80,6 +80,7 @@ fn row(change: u32, size: usize, partition: i32) -> RowRecord {
         place: RowPartition { topic: 0, partition },
         key: None,
         value: Bytes::from(vec![change as u8; size]),
+        claim: None,
         checksum: change.wrapping_mul(77),
         change,
         record: 0,

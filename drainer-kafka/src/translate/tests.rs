@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message as _;
+use schemas::digest::record_checksum;
 use schemas::sluice::v1::field::Value as V;
 use schemas::sluice::v1::{Field, RowChange};
 use serde_json::json;
@@ -12,7 +13,7 @@ use tidb::datum::Datum;
 use super::*;
 use crate::filter::{Filter, FilterRules};
 use crate::routing::Routing;
-use crate::schema::Tracker;
+use crate::schema::{Effect, SchemaError, Tracker};
 use crate::sequence::RowLayout;
 
 const SHAPE: Shape = Shape { max_record: 1 << 20, large_row: LargeRow::Chunk };
@@ -33,14 +34,24 @@ impl Cluster {
         cluster
     }
 
-    fn run(&mut self, kind: u32, table_id: i64, mut binlog: serde_json::Value) {
+    fn run(&mut self, kind: u32, table_id: i64, binlog: serde_json::Value) {
+        self.try_run(kind, table_id, 6, binlog).unwrap();
+    }
+
+    fn try_run(
+        &mut self,
+        kind: u32,
+        table_id: i64,
+        state: u32,
+        mut binlog: serde_json::Value,
+    ) -> Result<Effect, SchemaError> {
         self.version += 1;
         binlog["SchemaVersion"] = json!(self.version);
         let job = json!({
-            "id": self.version, "type": kind, "schema_id": 9, "table_id": table_id, "state": 6, "binlog": binlog,
+            "id": self.version, "type": kind, "schema_id": 9, "table_id": table_id, "state": state, "binlog": binlog,
         });
         let commit_ts = CommitTs::new(self.version as u64);
-        self.tracker.apply(&serde_json::from_value(job).unwrap(), commit_ts).unwrap();
+        self.tracker.apply(&serde_json::from_value(job).unwrap(), commit_ts)
     }
 
     fn table(&mut self, columns: &[serde_json::Value], more: serde_json::Value) {
@@ -260,6 +271,20 @@ fn large_rows() {
     let whole: Vec<u8> = records[..3].iter().flat_map(|r| r.value.to_vec()).collect();
     assert_eq!(shown(&RowChange::decode(whole.as_slice()).unwrap().after), values(&[(1, "7"), (2, &large)]));
 
+    // The record of a claim check names the value, whole; a successor gives it the same name.
+    let shape = Shape { large_row: LargeRow::ClaimCheck, ..shape };
+    let mut rows = cluster.rows(vec![inserts(vec![row.clone(), insert(8, &[])])]).unwrap();
+    let records = rows.next_slice(&shape, usize::MAX).unwrap();
+    assert_eq!(records.iter().map(|r| (r.change, r.records)).collect::<Vec<_>>(), [(0, 1), (1, 1)]);
+    let named = RowChange::decode(records[0].value.clone()).unwrap();
+    assert_eq!((named.table.as_str(), named.after.len()), ("T", 0));
+    let claim = records[0].claim.as_ref().unwrap();
+    let check = named.claim.unwrap();
+    assert_eq!((claim.name.as_str(), check.name.as_str()), ("0/101-0", "0/101-0"));
+    assert_eq!(claim.content, whole);
+    assert_eq!((check.length, check.checksum), (whole.len() as u64, crc32c::crc32c(&whole)));
+    assert!(records[1].claim.is_none() && records[0].size() > whole.len());
+
     let shape = Shape { large_row: LargeRow::Stop, ..shape };
     let error = cluster.rows(vec![inserts(vec![row])]).unwrap().next_slice(&shape, 1).unwrap_err();
     assert!(matches!(error.fault, TranslateFault::TooLarge { limit: 1_000, .. }), "{error}");
@@ -330,4 +355,167 @@ fn values_of_coming_columns_are_held() {
     // A successor that finds the transaction in the log holds the same.
     let again = TxnRows::held_by_written(&transaction(vec![change]), &cluster.tracker.definitions()).unwrap();
     assert_eq!(again, held);
+}
+
+/// The version that a transaction names orders nothing: it may be older than the table, or one that no job has.
+#[test]
+fn the_version_of_a_transaction_is_not_asked() {
+    let mut cluster = Cluster::new();
+    cluster.version = 40;
+    cluster.table(&[column(1, json!({})), column(2, json!({"origin_default": "7"}))], json!({}));
+    let expected = values(&[(1, "1"), (2, "7")]);
+    for named in [0, 1, 39, 41, 42, 9_999] {
+        let value =
+            PrewriteValue { schema_version: Some(named), mutations: vec![inserts(vec![insert(1, &[])])] };
+        let transaction = Transaction { payload: value.encode_to_vec().into(), ..transaction(Vec::new()) };
+        let mut rows = TxnRows::new(&transaction, &cluster.tracker.definitions()).unwrap();
+        let records = rows.next_slice(&SHAPE, usize::MAX).unwrap();
+        assert_eq!(shown(&RowChange::decode(records[0].value.clone()).unwrap().after), expected, "{named}");
+        assert_eq!(records[0].schema_version, 41);
+    }
+}
+
+/// Rows that were written before a DDL and commit after it, and the other way round.
+#[test]
+fn rows_take_the_shape_of_their_place() {
+    let mut cluster = Cluster::new();
+    let (id, old, new) =
+        (column(1, json!({})), column(2, json!({})), column(3, json!({"origin_default": "5"})));
+    cluster.table(&[id.clone(), old.clone()], json!({"max_col_id": 2}));
+    let with_new = || insert(1, &[int(2, 20), int(3, 30)]);
+    let without = || insert(2, &[int(2, 20)]);
+    let both = |cluster: &Cluster| cluster.changes(vec![inserts(vec![with_new(), without()])]);
+    let changes = both(&cluster);
+    assert_eq!(shown(&changes[0].after), values(&[(1, "1"), (2, "20")]));
+
+    // ADD COLUMN: who lacks it has its origin_default; an update that lacks it did not touch it.
+    let table = |columns: &[&serde_json::Value], name: &str| json!({"TableInfo": {"id": 50, "name": {"O": name, "L": name}, "cols": columns, "pk_is_handle": true, "max_col_id": 9}});
+    cluster.run(5, 50, table(&[&id, &old, &new], "T"));
+    let changes = both(&cluster);
+    assert_eq!(shown(&changes[0].after), values(&[(1, "1"), (2, "20"), (3, "30")]));
+    assert_eq!(shown(&changes[1].after), values(&[(1, "2"), (2, "20"), (3, "5")]));
+    let updated = TableMutation {
+        updated_rows: vec![update(&[int(1, 2), int(2, 20)], &[int(1, 2), int(2, 21)])],
+        sequence: vec![1],
+        ..mutation(50)
+    };
+    let change = cluster.changes(vec![updated]).remove(0);
+    assert_eq!(shown(&change.before), values(&[(1, "2"), (2, "20")]));
+    assert_eq!(shown(&change.after), values(&[(1, "2"), (2, "21")]));
+
+    // A lossy MODIFY gives the column a new id; rows that carry both go by the new one.
+    let changed = column(4, json!({"name": {"O": "c2", "L": "c2"}}));
+    cluster.run(12, 50, table(&[&id, &changed, &new], "T"));
+    let converted = insert(3, &[int(2, 20), int(3, 30), int(4, 40)]);
+    assert_eq!(
+        shown(&cluster.changes(vec![inserts(vec![converted])])[0].after),
+        values(&[(1, "3"), (4, "40"), (3, "30")])
+    );
+
+    // DROP COLUMN and RENAME in one: what the row still has is not replicated, the name is the new one.
+    cluster.run(61, 50, table(&[&id, &changed], "renamed"));
+    let change = cluster.changes(vec![inserts(vec![insert(4, &[int(3, 30), int(4, 1)])])]).remove(0);
+    assert_eq!((change.table.as_str(), shown(&change.after)), ("renamed", values(&[(1, "4"), (4, "1")])));
+}
+
+/// After EXCHANGE PARTITION, rows under the plain table's old id are rows of the partitioned table; those of its new id
+/// are its own.
+#[test]
+fn late_rows_after_an_exchange() {
+    let mut cluster = Cluster::new();
+    let columns = [column(1, json!({}))];
+    let parted = |ids: &[i64]| {
+        let definitions: Vec<_> = ids.iter().map(|id| json!({"id": id, "name": format!("p{id}")})).collect();
+        json!({"partition": {"type": 1, "enable": true, "definitions": definitions}})
+    };
+    cluster.table(&columns, parted(&[60, 61]));
+    let plain =
+        json!({"id": 70, "name": {"O": "plain", "L": "plain"}, "cols": columns, "pk_is_handle": true});
+    cluster.run(3, 70, json!({"TableInfo": plain}));
+    let row = |table_id: i64| TableMutation { table_id: Some(table_id), ..inserts(vec![insert(1, &[])]) };
+    let table_of = |cluster: &Cluster, id: i64| cluster.changes(vec![row(id)])[0].table.clone();
+    assert_eq!(table_of(&cluster, 70), "plain");
+    let mut after = json!({"id": 50, "name": {"O": "T", "L": "t"}, "cols": columns, "pk_is_handle": true});
+    after.as_object_mut().unwrap().extend(parted(&[60, 70]).as_object().unwrap().clone());
+    cluster.run(42, 70, json!({"TableInfo": after}));
+    assert_eq!(table_of(&cluster, 70), "T");
+    assert_eq!(table_of(&cluster, 61), "plain");
+    assert_eq!(table_of(&cluster, 50), "T");
+
+    // Partitions come and go without a word about rows: they are under the logical id.
+    for kind in [19, 20, 23, 64] {
+        let mut next = after.clone();
+        next.as_object_mut()
+            .unwrap()
+            .extend(parted(&[60, 70, i64::from(kind) + 100]).as_object().unwrap().clone());
+        cluster.run(kind, 50, json!({"TableInfo": next}));
+        assert_eq!(table_of(&cluster, 50), "T", "{kind}");
+    }
+}
+
+/// A recovered table goes on under the id it had; a truncated one does not.
+#[test]
+fn tables_that_come_back() {
+    let mut cluster = Cluster::new();
+    let columns = [column(1, json!({}))];
+    cluster.table(&columns, json!({}));
+    let row = |table_id: i64| TableMutation { table_id: Some(table_id), ..inserts(vec![insert(1, &[])]) };
+    cluster.run(4, 50, json!({}));
+    assert_eq!(cluster.rows(vec![row(50)]).unwrap().discarded(), 1);
+    let back = |id: i64, name: &str| json!({"TableInfo": {"id": id, "name": {"O": name, "L": name}, "cols": columns, "pk_is_handle": true}});
+    cluster.run(25, 50, back(50, "again"));
+    assert_eq!(cluster.changes(vec![row(50)])[0].table, "again");
+    cluster.run(11, 50, back(51, "again"));
+    let mut rows = cluster.rows(vec![row(50), row(51)]).unwrap();
+    assert_eq!((rows.changes(), rows.discarded()), (1, 1));
+    assert_eq!(rows.next_slice(&SHAPE, usize::MAX).unwrap()[0].table_id, 51);
+}
+
+/// Jobs that were undone change nothing; FLASHBACK CLUSTER stops the feed, also where its own entry in the history looks
+/// as if it still ran, but not where it was given up.
+#[test]
+fn jobs_by_their_state() {
+    let mut cluster = Cluster::new();
+    cluster.table(&[column(1, json!({}))], json!({}));
+    let (done, rolled_back, cancelled, running) = (4, 3, 5, 1);
+    let wider = json!({"TableInfo": {
+        "id": 50, "name": {"O": "T", "L": "t"}, "cols": [column(1, json!({})), column(2, json!({}))], "pk_is_handle": true,
+    }});
+    for state in [rolled_back, cancelled] {
+        let effect = cluster.try_run(5, 50, state, wider.clone()).unwrap();
+        assert!(effect.after.is_empty());
+        assert_eq!(cluster.tracker.definitions().table(50).unwrap().columns.len(), 1);
+        assert!(cluster.try_run(62, 0, state, json!({})).is_ok());
+    }
+    for state in [done, running] {
+        let error = cluster.try_run(62, 0, state, json!({})).unwrap_err().to_string();
+        for words in ["FLASHBACK CLUSTER", "backup", "drainer-kafka --config", "--initial-commit-ts"] {
+            assert!(error.contains(words), "{error}");
+        }
+    }
+    assert_eq!(cluster.try_run(5, 50, done, wider).unwrap().after.len(), 1);
+}
+
+/// TiDB's own tables: rows and jobs of such that no job made are passed over, those of others stop the feed.
+#[test]
+fn system_tables_that_no_job_made() {
+    let mut cluster = Cluster::new();
+    let info = json!({"TableInfo": {"id": 77, "name": {"O": "x", "L": "x"}, "cols": [column(1, json!({}))]}});
+    let in_mysql = |kind: u32, version: i64| {
+        let mut binlog = info.clone();
+        binlog["SchemaVersion"] = json!(version);
+        json!({"id": version, "type": kind, "schema_id": 1, "schema_name": "mysql", "table_id": 77, "state": 6, "binlog": binlog})
+    };
+    for (kind, version) in [(4, 20), (5, 21), (4, 22)] {
+        let job = serde_json::from_value(in_mysql(kind, version)).unwrap();
+        cluster.tracker.apply(&job, CommitTs::new(1)).unwrap();
+    }
+    cluster.version = 30;
+    let error = cluster.try_run(5, 77, 6, info).unwrap_err();
+    assert!(matches!(error, SchemaError::UnknownTable { table_id: 77, .. }));
+
+    let row = |table_id: i64| TableMutation { table_id: Some(table_id), ..inserts(vec![insert(1, &[])]) };
+    let rows = cluster.rows(vec![row((1 << 48) - 5)]).unwrap();
+    assert_eq!((rows.changes(), rows.filtered()), (0, 1));
+    assert!(cluster.rows(vec![row((1 << 48) - 5000)]).is_err());
 }

@@ -6,6 +6,7 @@
     reason = "what a test prepares may fail loudly"
 )]
 
+mod feed;
 mod model;
 mod pulls;
 mod recording;

@@ -2,13 +2,11 @@
 
 mod drain;
 mod framing;
-mod inspect;
 mod pull;
 mod routes;
 mod write;
 
 pub use drain::DrainService;
-pub use inspect::Inspector;
 pub use pull::PullService;
 pub use routes::{Http, router};
-pub use write::{Intake, calls_within};
+pub use write::Intake;

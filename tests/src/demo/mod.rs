@@ -138,7 +138,7 @@ async fn start(site: &Site, options: &Options) -> Result<Running> {
     // All pumps are started before one of them is waited for: the first commit_ts waits for the last pump.
     let mut pumps = Vec::new();
     for n in 0..site.pump_count() {
-        let service = site.pump(n)?;
+        let service = site.pump(n, "")?;
         let process = service.program.start()?;
         pumps.push((service, process));
     }

@@ -232,12 +232,12 @@ impl Site {
         Ok(process)
     }
 
-    /// Pump number `n`, from 0.
-    pub fn pump(&self, n: usize) -> Result<Service> {
+    /// Pump number `n`, from 0; `extra` is added to its configuration (top-level keys first).
+    pub fn pump(&self, n: usize, extra: &str) -> Result<Service> {
         let ports = self.pumps.get(n).with_context(|| format!("there are {} pumps", self.pumps.len()))?;
         let name = format!("pump-{n}");
         let config = format!(
-            "addr = {:?}\nnode-id = {name:?}\npd-urls = \"http://{}\"\ndata-dir = {:?}\n\n[storage]\nstop-write-at-available-space = \"1 MiB\"\n\n[admin]\naddr = {:?}\n",
+            "addr = {:?}\nnode-id = {name:?}\npd-urls = \"http://{}\"\ndata-dir = {:?}\n{extra}\n[storage]\nstop-write-at-available-space = \"1 MiB\"\n\n[admin]\naddr = {:?}\n",
             ports.addr,
             self.pd,
             self.folder().join(&name),

@@ -191,7 +191,7 @@ async fn what_is_away_is_waited_for() -> Result<()> {
     let simulator = site.start_simulator(Speed::Times(0.5)).await?;
     let mut pumps = Vec::new();
     for n in 0..site.pump_count() {
-        let service = site.pump(n)?;
+        let service = site.pump(n, "")?;
         let process = service.program.start()?;
         pumps.push((service, process));
     }

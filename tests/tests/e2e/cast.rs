@@ -37,10 +37,20 @@ impl Cast {
 
     /// The same with a drainer of the test's own making.
     pub(crate) async fn with_drainer(site: Site, speed: Speed, drainer: Service) -> Result<Self> {
+        Self::start(site, speed, drainer, "").await
+    }
+
+    /// The same with more configuration for the drainer and for each pump.
+    pub(crate) async fn with(site: Site, speed: Speed, drainer: &str, pump: &str) -> Result<Self> {
+        let drainer = site.drainer(&format!("{DRAINER}{drainer}"))?;
+        Self::start(site, speed, drainer, pump).await
+    }
+
+    async fn start(site: Site, speed: Speed, drainer: Service, pump: &str) -> Result<Self> {
         let simulator = site.start_simulator(speed).await?;
         let mut pumps = Vec::new();
         for n in 0..site.pump_count() {
-            let service = site.pump(n)?;
+            let service = site.pump(n, pump)?;
             let process = service.program.start()?;
             pumps.push((service, process));
         }

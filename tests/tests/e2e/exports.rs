@@ -21,9 +21,13 @@ type Change = (u64, u64);
 pub(crate) async fn hold_the_log_once(site: &Site, format: Format) -> Result<()> {
     let log = checker::read::log(site.kafka.client(), site.topic()).await?;
     let mut logged: BTreeMap<Change, String> = BTreeMap::new();
+    let mut pieces: Vec<Change> = Vec::new();
     for row in &log.rows {
-        if let Some((database, table)) = &row.table {
-            logged.insert((row.meta.start_ts, row.meta.change.into()), format!("{database}.{table}"));
+        let change = (row.meta.start_ts, row.meta.change.into());
+        match &row.table {
+            Some((database, table)) => drop(logged.insert(change, format!("{database}.{table}"))),
+            // A value in pieces names its table only as a whole.
+            None => pieces.push(change),
         }
     }
     let folder = site.exported();
@@ -66,6 +70,10 @@ pub(crate) async fn hold_the_log_once(site: &Site, format: Format) -> Result<()>
             }
         }
         named.insert(path);
+    }
+    for change in pieces {
+        let table = exported.get(&change).cloned().unwrap_or_else(|| "in pieces".to_owned());
+        logged.insert(change, table);
     }
     ensure!(exported.len() > 100, "only {} changes exported: this proves nothing", exported.len());
     let differing = |a: &BTreeMap<Change, String>, b: &BTreeMap<Change, String>| -> Vec<String> {

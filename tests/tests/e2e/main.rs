@@ -6,6 +6,8 @@ mod crash;
 mod exports;
 mod house;
 mod instruments;
+mod large;
+mod phantom;
 mod replay;
 mod secured;
 mod standby;

@@ -80,6 +80,7 @@ fn seeds_and_their_beginnings() {
     }
     // Decoders that refuse everything must not pass.
     assert!(seeds["row_v1"].len() > 150 && seeds["row_v2"].len() > 50 && seeds["job"].len() > 15);
+    assert!(seeds["row_meta"].len() > 20);
 }
 
 #[test]

@@ -1,0 +1,130 @@
+//! The shape task: only a DDL waits for its job, and what needs no job asks for none.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use drainer_kafka::feed::{Merged, ShapeTask};
+use drainer_kafka::kafka::sink::Work;
+use drainer_kafka::schema::Tracker;
+use drainer_kafka::schema::history::{HistoryError, SchemaHistory};
+use drainer_kafka::status::Status;
+use drainer_kafka::transaction::{DdlBinlog, Transaction};
+use drainer_kafka::translate::{LargeRow, Shape};
+use prost::Message as _;
+use schemas::binlog::PrewriteValue;
+use serde_json::json;
+use tidb::model::{Job, TableInfo};
+use tidb::ts::{CommitTs, StartTs, Tso};
+use tokio::sync::mpsc;
+
+use crate::schema::routing;
+
+/// What TiDB shows of the jobs it is asked for, answer by answer.
+#[derive(Debug, Default)]
+struct Answers {
+    jobs: Mutex<VecDeque<Option<Job>>>,
+    asked: Mutex<Vec<(i64, StartTs)>>,
+}
+
+impl SchemaHistory for Answers {
+    async fn page(&self, _: i64) -> Result<Bytes, HistoryError> {
+        Ok(Bytes::from_static(b"null"))
+    }
+
+    async fn job(&self, job_id: i64, start_ts: StartTs) -> Result<Option<Job>, HistoryError> {
+        self.asked.lock().unwrap().push((job_id, start_ts));
+        Ok(self.jobs.lock().unwrap().pop_front().expect("it was asked once too often"))
+    }
+
+    async fn table(&self, _: i64) -> Result<Option<TableInfo>, HistoryError> {
+        Ok(None)
+    }
+
+    async fn schema(&self, _: Option<&str>) -> Result<Bytes, HistoryError> {
+        Ok(Bytes::from_static(b"null"))
+    }
+}
+
+fn database(state: u32) -> Job {
+    serde_json::from_value(json!({
+        "id": 7, "type": 1, "schema_id": 70, "schema_name": "d", "table_id": 0, "state": state,
+        "binlog": {"SchemaVersion": 40, "DBInfo": {"id": 70, "db_name": {"O": "d", "L": "d"}}},
+    }))
+    .unwrap()
+}
+
+fn rows(commit_ts: u64) -> Transaction {
+    Transaction {
+        start_ts: StartTs::new(commit_ts - 1),
+        commit_ts: CommitTs::new(commit_ts),
+        payload: PrewriteValue::default().encode_to_vec().into(),
+        ddl: None,
+        budget: None,
+    }
+}
+
+fn ddl(commit_ts: u64, job_id: i64, query: &'static str, schema_state: i32) -> Transaction {
+    let ddl = DdlBinlog { job_id, query: Bytes::from_static(query.as_bytes()), schema_state };
+    Transaction { ddl: Some(ddl), payload: Bytes::new(), ..rows(commit_ts) }
+}
+
+/// Runs the task over `transactions` and gives what came out.
+async fn shaped(answers: Arc<Answers>, transactions: Vec<Transaction>) -> Vec<String> {
+    let shape = Shape { max_record: 1 << 20, large_row: LargeRow::Chunk };
+    let tracker = Tracker::new(routing());
+    let task = ShapeTask::new(tracker, answers, routing(), shape, 1 << 20, Tso::ZERO, Status::default());
+    let (merged_in, merged_out) = mpsc::channel(4);
+    let (work_in, mut work_out) = mpsc::channel(16);
+    merged_in.send(Merged::Transactions(transactions)).await.unwrap();
+    drop(merged_in);
+    task.run(merged_out, work_in).await.unwrap();
+    let mut out = Vec::new();
+    while let Some(work) = work_out.recv().await {
+        out.push(match work {
+            Work::Shaping(shaping) => {
+                let shaped = shaping.await.unwrap().unwrap();
+                let places: Vec<_> = shaped.iter().map(|s| s.header.commit_ts.to_string()).collect();
+                format!("rows {}", places.join(" "))
+            }
+            Work::Ddl { commit_ts, entry, dropped, .. } => {
+                format!("ddl {commit_ts} {} {dropped:?}", if entry.is_some() { "out" } else { "silent" })
+            }
+            other => format!("{other:?}"),
+        });
+    }
+    out
+}
+
+#[tokio::test]
+async fn a_ddl_waits_until_its_job_is_shown_as_done() {
+    let answers = Arc::new(Answers::default());
+    let (running, done) = (1, 4);
+    assert_eq!(database(done).state, tidb::model::JobState::Done);
+    answers.jobs.lock().unwrap().extend([None, None, Some(database(running)), None, Some(database(done))]);
+    let transactions = vec![rows(10), rows(20), ddl(30, 7, "CREATE DATABASE `d`;", 5), rows(40)];
+    let out = shaped(answers.clone(), transactions).await;
+    assert_eq!(out, ["rows 10 20", "ddl 30 out []", "rows 40"]);
+    assert_eq!(
+        *answers.asked.lock().unwrap(),
+        vec![(7, StartTs::new(29)); 5],
+        "by the id and the start of its binlog"
+    );
+}
+
+#[tokio::test]
+async fn what_changes_no_schema_asks_for_no_job() {
+    let answers = Arc::new(Answers::default());
+    let rolled_back = 3;
+    let undone = Job { table_id: 55, ..database(rolled_back) };
+    answers.jobs.lock().unwrap().push_back(Some(undone));
+    let transactions = vec![
+        ddl(10, 99, "SELECT SETVAL(`d`.`s`, 5);", 5),
+        ddl(20, 7, "ALTER TABLE `t` DROP COLUMN `c`;", 1),
+        ddl(30, 7, "ALTER TABLE `t` DROP COLUMN `c`;", 0),
+        rows(40),
+    ];
+    // The job that was undone has no entry; values held for its table's columns are given up.
+    assert_eq!(shaped(answers.clone(), transactions).await, ["ddl 30 silent [55]", "rows 40"]);
+    assert_eq!(answers.asked.lock().unwrap().len(), 1);
+}
