@@ -216,6 +216,18 @@ fn set_level(telemetry: &Telemetry, level: &str) -> (StatusCode, String) {
     }
 }
 
+/// Routes that change state outside the admin listener, on a port where the original let everybody: they want the token as
+/// soon as one is configured.
+pub fn guarded(routes: Router, token: Option<&Secret>) -> Router {
+    match token {
+        None => routes,
+        Some(token) => {
+            let guard = Guard { token: Some(token.clone()), by_certificate: false };
+            routes.layer(middleware::from_fn_with_state(Arc::new(guard), authorise))
+        }
+    }
+}
+
 /// What lets a request change state.
 #[derive(Debug)]
 struct Guard {

@@ -3,13 +3,13 @@
 //! A channel connects when it is first used and again after a connection was lost. Each attempt goes through the addresses
 //! in turn, beginning with the one that answered last, and shakes hands anew, so replaced certificates take effect.
 
-use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
+use std::{fmt, io};
 
 use axum::http::Uri;
 use hyper_util::rt::TokioIo;
@@ -63,6 +63,23 @@ enum Target {
     Unix(PathBuf),
 }
 
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+            Self::Tcp { host, port, tls } => {
+                let scheme = if *tls { "https" } else { "http" };
+                write!(f, "{scheme}://{}", authority(host, *port))
+            }
+        }
+    }
+}
+
+/// `host:port`, an IPv6 address in brackets.
+fn authority(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
 /// A channel to whichever of `addresses` answers: `host:port` (TLS if and only if `security` is enabled), `http://…`
 /// (never), `https://…` (always), `unix:///path`. Pings idle connections, so that a peer that vanished is noticed.
 pub fn channel<A: AsRef<str>>(addresses: &[A], security: &Security) -> Result<Channel, DialError> {
@@ -70,8 +87,7 @@ pub fn channel<A: AsRef<str>>(addresses: &[A], security: &Security) -> Result<Ch
         addresses.iter().map(|address| target(address.as_ref(), security)).collect::<Result<Vec<_>, _>>()?;
     let authority = match targets.first() {
         None => return Err(DialError::NoAddress),
-        Some(Target::Tcp { host, port, .. }) if host.contains(':') => format!("[{host}]:{port}"),
-        Some(Target::Tcp { host, port, .. }) => format!("{host}:{port}"),
+        Some(Target::Tcp { host, port, .. }) => authority(host, *port),
         Some(Target::Unix(_)) => "localhost".to_owned(),
     };
     let dialer = Dialer {
@@ -133,8 +149,8 @@ impl Dialer {
                     self.last_good.store(index, Ordering::Relaxed);
                     return Ok(TokioIo::new(stream));
                 }
-                Ok(Err(error)) => failures.push(format!("{target:?}: {error}")),
-                Err(_) => failures.push(format!("{target:?}: no answer within {ATTEMPT:?}")),
+                Ok(Err(error)) => failures.push(format!("{target}: {error}")),
+                Err(_) => failures.push(format!("{target}: no answer within {ATTEMPT:?}")),
             }
         }
         // The next attempt begins elsewhere even if none is known to be good.
@@ -191,7 +207,9 @@ mod tests {
             ("[::1]:80", &plain, tcp("::1", 80, false)),
             ("unix:///tmp/x.sock", &plain, Target::Unix("/tmp/x.sock".into())),
         ] {
-            assert_eq!(target(address, security).unwrap(), expected);
+            let parsed = target(address, security).unwrap();
+            assert_eq!(target(&parsed.to_string(), security).unwrap(), parsed);
+            assert_eq!(parsed, expected);
         }
         for address in ["", "a", "a:", "a:b", ":1", "a:70000", "ftp://a:1", "http://a/b:1"] {
             assert!(target(address, &plain).unwrap_err().to_string().contains(&format!("`{address}`")));

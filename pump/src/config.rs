@@ -62,6 +62,12 @@ pub struct Config {
     pub receive_budget: ByteSize,
     /// Bytes of transactions read ahead for one drainer.
     pub pull_budget: ByteSize,
+    /// Streams that drainers may have open at a time, each with its `pull-budget`.
+    pub max_pull_streams: u32,
+    /// Connections at a time; further ones wait to be accepted.
+    pub max_connections: u32,
+    /// Whether `/debug/binlog/{ts}` on the pump's port shows keys, statements and row values.
+    pub show_row_values: bool,
     /// TLS of the pump's port and of what it dials.
     pub security: Security,
     /// The store.
@@ -150,6 +156,9 @@ impl Default for Config {
             max_message_size: ByteSize::gib(1),
             receive_budget: ByteSize::mib(256),
             pull_budget: ByteSize::mib(8),
+            max_pull_streams: 64,
+            max_connections: 1024,
+            show_row_values: false,
             security: Security::default(),
             storage: StorageConfig::default(),
             admin: AdminConfig::on("127.0.0.1:8251"),
@@ -286,6 +295,13 @@ impl Validate for Config {
         {
             let reason = format!("{size} is no multiple of 4KiB from 64KiB to 4GiB");
             return Err(Invalid::new("storage.segment-size", reason));
+        }
+        for (field, count) in
+            [("max-pull-streams", self.max_pull_streams), ("max-connections", self.max_connections)]
+        {
+            if count == 0 {
+                return Err(Invalid::new(field, "must be greater than zero"));
+            }
         }
         if self.receive_budget.as_u64() > u64::from(u32::MAX) {
             return Err(Invalid::new("receive-budget", "must be below 4GiB"));

@@ -9,7 +9,12 @@
 //! *Joining*: a drainer that answered a Notify has this pump in its list, so its merge cannot pass the first commit taken
 //! here. The pump registers first and lists second; a drainer starting meanwhile registers first and lists second too, so
 //! one of them sees the other. A drainer that is listed but dead (no lease, entry not rewritten) is not waited for. A pump
-//! that was a member before (any state but offline) is still in every drainer's list and goes online at once.
+//! that was a member before (any state but offline) is still in every drainer's list and goes online at once; one that went
+//! down while it was joining is not, and joins anew.
+//!
+//! *Closing*: what is open is settled first, by TiDB or by TiKV's word (the resolver fences off what never began), then every
+//! drainer that is not offline has to report a position at or above the last commit. `/status` and `/readyz` say what is
+//! waited for. There is no time limit: only an operator can declare a drainer gone (`binlogctl update-drainer`).
 //!
 //! *Publishing before refusing*: TiDB learns from the registry that it should use another pump before this one says no.
 //!
@@ -125,12 +130,12 @@ impl Membership {
     async fn join(&self) -> anyhow::Result<()> {
         let known = loop {
             match self.registry.get(NodeKind::Pump, &self.node_id).await {
-                Ok(entry) => break entry.and_then(|entry| entry.record).map(|record| record.state),
+                Ok(entry) => break entry.and_then(|entry| entry.record),
                 Err(error) if error.is_retryable() => self.trouble(&error).await,
                 Err(error) => return Err(error.into()),
             }
         };
-        let member = known.is_some_and(|state| state != NodeState::Offline);
+        let member = known.as_ref().is_some_and(was_member);
         if !member {
             self.publish(State::Joining).await;
             info!(node_id = self.node_id, "registered, telling the drainers");
@@ -138,7 +143,12 @@ impl Membership {
         }
         self.publish(State::Online).await;
         self.state.set(State::Online);
-        info!(node_id = self.node_id, host = self.host, was = known.map(tracing::field::display), "online");
+        info!(
+            node_id = self.node_id,
+            host = self.host,
+            was = known.map(|record| tracing::field::display(record.state)),
+            "online"
+        );
         Ok(())
     }
 
@@ -182,6 +192,7 @@ impl Membership {
             }
             let reason = waiting.join("; ");
             warn!(reason, "waiting for drainers to list this pump");
+            self.state.waits_for(Some(format!("drainers to list this pump: {reason}")));
             self.health.set("join", Err(format!("waiting for drainers: {reason}")));
             tokio::time::sleep(NOTIFY_AGAIN).await;
         }
@@ -247,15 +258,13 @@ impl Membership {
             let mut said = Instant::now() - SAY;
             let mut beat = Instant::now();
             loop {
-                match self.unfinished().await {
-                    None => break,
-                    Some(reason) if said.elapsed() >= SAY => {
-                        info!(reason, "closing waits");
-                        self.health.set("close", Err(format!("waits for {reason}")));
-                        said = Instant::now();
-                    }
-                    Some(_) => {}
+                let Some(reason) = self.unfinished().await else { break };
+                if said.elapsed() >= SAY {
+                    info!(reason, "closing waits");
+                    said = Instant::now();
                 }
+                self.health.set("close", Err(format!("waits for {reason}")));
+                self.state.waits_for(Some(reason));
                 if beat.elapsed() >= self.heartbeat {
                     self.heartbeat().await;
                     beat = Instant::now();
@@ -317,11 +326,14 @@ impl Membership {
     }
 
     fn record_of(&self, state: State) -> NodeRecord {
-        // Of a pump that left, drainers ask what it has had, not how far it was complete.
-        let max_commit_ts = if state == State::Offline {
-            self.reader.last_commit()
-        } else {
-            CommitTs(self.progress.watermark())
+        let max_commit_ts = match state {
+            // See `was_member`.
+            State::Joining => CommitTs::default(),
+            // Of a pump that left, drainers ask what it has had, not how far it was complete.
+            State::Offline => self.reader.last_commit(),
+            State::Online | State::Pausing | State::Paused | State::Closing => {
+                CommitTs(self.progress.watermark())
+            }
         };
         self.record(state.registered(), max_commit_ts)
     }
@@ -338,4 +350,11 @@ impl Membership {
         self.health.set("registry", Err(error.to_string()));
         tokio::time::sleep(NOTIFY_AGAIN).await;
     }
+}
+
+/// Whether every drainer listed this pump once. Joining and paused look alike to others; of the two only a pump that has
+/// been online has written a watermark.
+fn was_member(record: &NodeRecord) -> bool {
+    record.state != NodeState::Offline
+        && !(record.state == NodeState::Paused && record.max_commit_ts == CommitTs::default())
 }

@@ -86,6 +86,21 @@ pub fn describe() {
         Bytes,
         "segments of the log; prepared ones and the index come on top"
     );
+    describe_histogram!("pump_group_records", Count, "records made durable by one synced write");
+    // A series that begins with its first failure shows no increase: alerts would miss it.
+    for name in [
+        "binlog_pump_loss_binlog_count",
+        "binlog_pump_storage_query_tikv_count",
+        "pump_late_copies_total",
+        "pump_commits_without_prewrite_total",
+        "pump_gaps_total",
+        "pump_pd_failures_total",
+    ] {
+        counter!(name).increment(0);
+    }
+    for kind in ["write_binlog", "write_binlog_batch", "read_value"] {
+        counter!("binlog_pump_storage_error_count", "type" => kind).increment(0);
+    }
 }
 
 fn outcome(ok: bool) -> &'static str {

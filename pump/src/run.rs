@@ -26,9 +26,9 @@ use crate::membership::Membership;
 use crate::metrics;
 use crate::progress::Progress;
 use crate::readers::Readers;
-use crate::resolver::{Forgotten, Hints, Resolver, Tikv};
+use crate::resolver::{Asker, Forgotten, Hints, Resolver, Tikv};
 use crate::retention::Policy;
-use crate::service::{DrainService, Http, Intake, PullService, router};
+use crate::service::{DrainService, Http, Inspector, Intake, PullService, calls_within, router};
 use crate::sorter::Sorter;
 use crate::state::StateCell;
 use crate::status::StatusPage;
@@ -166,32 +166,33 @@ async fn start(
 
     let hints = Arc::new(Hints::default());
     let forgotten = Arc::new(Forgotten::default());
-    let tikv = Tikv::new(pd.clone(), config.security.clone());
-    let resolver = Resolver::new(
-        tikv,
-        clock.clone(),
-        progress.clone(),
-        reader.clone(),
-        handle.clone(),
-        hints.clone(),
-        forgotten.clone(),
-        &recovered,
-    );
+    let tikv = Arc::new(Tikv::new(pd.clone(), config.security.clone()));
+    let asker = Asker {
+        tikv: tikv.clone(),
+        clock: clock.clone(),
+        progress: progress.clone(),
+        reader: reader.clone(),
+        writer: handle.clone(),
+        forgotten: forgotten.clone(),
+    };
+    let state = Arc::new(StateCell::default());
+    let resolver = Resolver::new(asker, state.clone(), hints.clone(), &recovered);
     tasks.spawn("resolver", resolver.run(going_down.clone()));
     let interval = config.tick_interval.get();
     tasks.spawn("ticks", clock.clone().run(interval, handle.clone(), health.clone(), going_down.clone()));
     tasks.spawn("disk", disk.clone().watch(health.clone(), going_down.clone()));
 
-    let state = Arc::new(StateCell::default());
     let registry = Registry::new(pd.etcd());
     let readers = Arc::new(Readers::default());
     let budget_total = u32::try_from(config.receive_budget.as_u64())?;
     let budget = Arc::new(Semaphore::new(budget_total as usize));
     let retention = Arc::new(Notify::new());
     let pull_budget = usize::try_from(config.pull_budget.as_u64())?;
+    let slots = Arc::new(Semaphore::new(config.max_pull_streams as usize));
     let intake = Arc::new(Intake {
         cluster_id,
         max_message: config.max_message_size.as_u64(),
+        calls: Arc::new(Semaphore::new(calls_within(budget_total))),
         budget: budget.clone(),
         budget_total,
         state: state.clone(),
@@ -205,6 +206,7 @@ async fn start(
         reader: reader.clone(),
         progress: progress.clone(),
         budget: pull_budget,
+        slots: slots.clone(),
         fake_interval: FAKES.min(config.gen_binlog_interval.get()),
         shutdown: going_down.clone(),
     };
@@ -215,6 +217,7 @@ async fn start(
         clock: clock.clone(),
         readers: readers.clone(),
         budget: pull_budget,
+        slots,
         shutdown: going_down.clone(),
     };
     let (actions, asked) = mpsc::channel(1);
@@ -226,13 +229,25 @@ async fn start(
         actions,
         telemetry,
         retention: retention.clone(),
+        token: config.admin.token.clone(),
+        inspector: Inspector {
+            reader: reader.clone(),
+            progress: progress.clone(),
+            tikv,
+            clock: clock.clone(),
+            values: config.show_row_values,
+        },
     };
     let mut listeners = vec![listener];
     if !config.socket.is_empty() {
         let path = config.socket.strip_prefix("unix://").unwrap_or(&config.socket);
         listeners.push(Listener::unix(path.as_ref()).await.context("socket")?);
     }
-    let limits = ServeLimits { drain: DRAIN_CALLS, ..ServeLimits::default() };
+    let limits = ServeLimits {
+        drain: DRAIN_CALLS,
+        max_connections: config.max_connections as usize,
+        ..ServeLimits::default()
+    };
     let routes = router(intake, pull, drain, http);
     tasks.spawn("port", node::serve::serve(listeners, routes, tls, limits, going_down.clone()));
 

@@ -8,6 +8,8 @@
 //! Prewrites are taken only while online; commits and rollbacks always. The registry knows `joining` as `paused`, which
 //! TiDB does not write to and drainers do list.
 
+use std::sync::{Mutex, PoisonError};
+
 use node::registry::NodeState;
 use tokio::sync::watch;
 
@@ -58,43 +60,37 @@ impl State {
 
 /// Where the state is kept; cheap to read.
 #[derive(Debug)]
-pub struct StateCell(watch::Sender<State>);
+pub struct StateCell {
+    state: watch::Sender<State>,
+    waiting_for: Mutex<Option<String>>,
+}
 
 impl Default for StateCell {
     fn default() -> Self {
-        Self(watch::Sender::new(State::Joining))
+        Self { state: watch::Sender::new(State::Joining), waiting_for: Mutex::default() }
     }
 }
 
 impl StateCell {
     /// The present state.
     pub fn get(&self) -> State {
-        *self.0.borrow()
+        *self.state.borrow()
     }
 
     /// Moves on.
     pub fn set(&self, state: State) {
         crate::metrics::state(state.name(), &State::NAMES);
-        self.0.send_replace(state);
+        self.waits_for(None);
+        self.state.send_replace(state);
     }
 
-    /// Moves on from `from`, unless the state is another one by now. Tells whether it did.
-    pub fn change(&self, from: State, to: State) -> bool {
-        let moved = self.0.send_if_modified(|state| {
-            let moved = *state == from;
-            if moved {
-                *state = to;
-            }
-            moved
-        });
-        if moved {
-            crate::metrics::state(to.name(), &State::NAMES);
-        }
-        moved
+    /// What keeps a pump joining or closing, for the operator.
+    pub fn waits_for(&self, reason: Option<String>) {
+        *self.waiting_for.lock().unwrap_or_else(PoisonError::into_inner) = reason;
     }
 
-    /// For whoever waits for a change.
-    pub fn subscribe(&self) -> watch::Receiver<State> {
-        self.0.subscribe()
+    /// See [`Self::waits_for`].
+    pub fn waiting_for(&self) -> Option<String> {
+        self.waiting_for.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -64,6 +64,7 @@ impl StatusPage {
             "node_id": parts.node_id,
             "cluster_id": parts.cluster_id,
             "state": parts.state.get().name(),
+            "waiting_for": parts.state.waiting_for(),
             "watermark": progress.watermark.get(),
             "watermark_lag_seconds": progress.newest.seconds_since(progress.watermark),
             "newest_timestamp": progress.newest.get(),

@@ -4,40 +4,11 @@
 
 mod site;
 
-use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
-use site::{Drainer, Site, Tidb, Txn, free_port, soon, until};
+use site::{Drainer, Process, Site, Tidb, Txn, free_port, soon, until};
 use tidb::ts::{CommitTs, Tso};
 use tokio::task::JoinSet;
-
-struct Process(Child);
-
-impl Process {
-    fn start(site: &Site, port: u16) -> Self {
-        let child = Command::new(env!("CARGO_BIN_EXE_pump"))
-            .args(["-addr", &format!("127.0.0.1:{port}"), "-pd-urls", &site.pd.url(), "-node-id", "p1"])
-            .args(["-admin-addr", "127.0.0.1:0", "-L", "warn", "-heartbeat-interval", "1"])
-            .arg("-data-dir")
-            .arg(site.dir.path().join("p1"))
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self(child)
-    }
-
-    fn kill(mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// Runs transactions until the pump is gone. A prewrite without an answer counts as failed, as TiDB counts it; what was
 /// acknowledged commits in TiKV, whether or not its commit binlog arrives.
@@ -55,8 +26,7 @@ async fn session(
             site.cluster.roll_back(txn.start_ts);
             return;
         }
-        let commit_ts = CommitTs(site.cluster.tso());
-        assert!(site.cluster.commit(txn.start_ts, commit_ts));
+        let commit_ts = site.cluster.commit_now(txn.start_ts).unwrap();
         committed.lock().unwrap().push((txn.clone(), commit_ts));
         if tidb.write(&txn.commit(commit_ts)).await.is_err() {
             return;
@@ -67,14 +37,14 @@ async fn session(
 #[tokio::test(flavor = "multi_thread")]
 async fn acknowledged_binlogs_survive_kill_9() {
     let site = Arc::new(Site::start().await);
-    let port = free_port();
+    let (port, admin) = (free_port(), free_port());
     let addr = std::net::SocketAddr::from(([127, 0, 0, 1], port));
     let before = site.cluster.tso();
     let committed = Arc::new(Mutex::new(Vec::new()));
     let mut watermark = Tso::ZERO;
     let mut seen: Vec<(u64, u64)> = Vec::new();
     for round in 0..5_usize {
-        let process = Process::start(&site, port);
+        let process = Process::launch(&site, "p1", port, admin);
         let mut probe = Tidb::new(addr);
         until("the pump is online", || {
             let probe = probe.probe();
@@ -98,7 +68,7 @@ async fn acknowledged_binlogs_survive_kill_9() {
         watermark = drainer.watermark;
         seen = drainer.commits();
     }
-    let process = Process::start(&site, port);
+    let process = Process::launch(&site, "p1", port, admin);
     let drainer = async {
         loop {
             if let Ok(drainer) = Drainer::open(addr, before).await {

@@ -37,7 +37,7 @@ fn start(site: &Site, port: u16, limit: &str) -> Process {
         .args(["--map-root-user", "--mount", "sh", "-c", ON_A_SMALL_DISK])
         .arg(small)
         .args(["24m", env!("CARGO_BIN_EXE_pump"), "-addr", &format!("127.0.0.1:{port}")])
-        .args(["-pd-urls", &site.pd.url(), "-node-id", "p1", "-admin-addr", "127.0.0.1:0", "-L", "warn"])
+        .args(["-pd-urls", &site.pd_url, "-node-id", "p1", "-admin-addr", "127.0.0.1:0", "-L", "warn"])
         .args(["-heartbeat-interval", "1", "-config"])
         .arg(config)
         .stdout(Stdio::null())

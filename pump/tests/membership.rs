@@ -10,7 +10,7 @@ use node::registry::{NodeKind, NodeRecord, NodeState, Side};
 use node::shutdown::Shutdown;
 use schemas::binlog::cistern_server::{Cistern, CisternServer};
 use schemas::binlog::{NotifyReq, NotifyResp};
-use site::{Drainer, Site, Tidb, Txn, soon, until};
+use site::{Drainer, Process, Site, Tidb, Txn, UnderLoad, light, registered, soon, until};
 use tidb::ts::{CommitTs, Tso};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
@@ -88,6 +88,11 @@ async fn a_new_pump_takes_prewrites_only_when_every_live_drainer_lists_it() {
     // The drainer can pull meanwhile.
     Drainer::open(pump.at.addr, Tso::ZERO).await.unwrap().reach(cluster.tso()).await;
 
+    // One that went down before it was a member is none when it comes back.
+    pump.stop().await.unwrap();
+    let pump = site.launch(site.config("p1")).await;
+    let tidb = pump.tidb();
+    soon("the drainer is asked again", drainer.asked.acquire()).await.unwrap().forget();
     drainer.permits.add_permits(1);
     pump.online().await;
     until("TiDB is told", || async { state(&pump).await == NodeState::Online }).await;
@@ -143,15 +148,21 @@ async fn a_closing_pump_goes_when_drainers_have_everything() {
     tidb.write(&open.prewrite()).await.unwrap();
     assert_eq!(put_state(pump.at.addr, "p1", "close").await["code"], 200);
     until("TiDB is told", || async { state(&pump).await == NodeState::Closing }).await;
-    let late = Txn::begin(cluster, "too late");
+    // Between telling TiDB and refusing, the pump takes what is on its way; TiDB then settles it as ever.
     until("prewrites are refused", || async {
-        tidb.write(&late.prewrite()).await.is_err_and(|status| status.message() == "no online: closing")
+        let late = Txn::begin(cluster, "too late");
+        match tidb.write(&late.prewrite()).await {
+            Err(status) => status.message() == "no online: closing",
+            Ok(()) => {
+                tidb.write(&late.rollback()).await.unwrap();
+                false
+            }
+        }
     })
     .await;
     assert_eq!(put_state(pump.at.addr, "p1", "pause").await["code"], 3);
     // Commits are taken, pulls are served.
-    let open_at = CommitTs(cluster.tso());
-    assert!(cluster.commit(open.start_ts, open_at));
+    let open_at = cluster.commit_now(open.start_ts).unwrap();
     tidb.write(&open.commit(open_at)).await.unwrap();
     let mut pull = Drainer::open(pump.at.addr, Tso::ZERO).await.unwrap();
     pull.reach(open_at.0).await;
@@ -201,4 +212,184 @@ async fn two_pumps_cannot_share_a_directory() {
     assert!(error.contains("p1"), "{error}");
     Tidb::new(pump.at.addr).probe().await.unwrap();
     pump.stop().await.unwrap();
+}
+
+/// Reads a pump's stream to its end while telling the registry how far it is, as a drainer does.
+async fn drain_to_the_end(site: &Site, id: &str, mut drainer: Drainer) -> Drainer {
+    let mut told = Tso::ZERO;
+    while drainer.step().await.is_ok() {
+        if drainer.watermark > told {
+            told = drainer.watermark;
+            position(site, id, told).await;
+        }
+    }
+    drainer
+}
+
+/// A pump joins while transactions run: whatever the drainer has given out when it learns of the new pump lies below the
+/// first commit there, nothing is lost, and no writer notices.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pump_joining_under_load_loses_no_first_binlog() {
+    let site = Site::start().await;
+    let cluster = &site.cluster;
+    let before = cluster.tso();
+    let old = site.pump("p1").await;
+    let drainer = FakeDrainer::start(&site, "d1").await;
+    let load = UnderLoad::begin(&site, 1, light()).await;
+    load.goes_on(50).await;
+    let new = site.launch(site.config("p2")).await;
+    soon("the drainer is asked", drainer.asked.acquire()).await.unwrap().forget();
+    load.goes_on(50).await;
+    // The drainer's merge cannot be past this when it answers that it lists the new pump.
+    let given_out = cluster.tso();
+    drainer.permits.add_permits(1);
+    new.online().await;
+    let mut first = Drainer::open(old.at.addr, before).await.unwrap();
+    let mut second = Drainer::open(new.at.addr, before).await.unwrap();
+    soon("the new pump is written to", async {
+        while second.received.len() < 20 {
+            load.goes_on(20).await;
+            second.reach(cluster.tso()).await;
+        }
+    })
+    .await;
+    load.end().await;
+    let end = cluster.tso();
+    first.reach(end).await;
+    second.reach(end).await;
+    assert!(second.received[0].commit_ts > given_out.get());
+    site::assert_complete(&site, [&first, &second]);
+    old.stop().await.unwrap();
+    new.stop().await.unwrap();
+    drainer.shutdown.cancel();
+}
+
+/// `binlogctl offline-pump` under load: writers move on, what the pump has is drained, then it is offline for good.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pump_leaves_under_load_by_binlogctl() {
+    let site = Site::start().await;
+    let cluster = &site.cluster;
+    let before = cluster.tso();
+    let drainer = FakeDrainer::start(&site, "d1").await;
+    drainer.permits.add_permits(2);
+    let (staying, leaving) = (site.pump("p1").await, site.pump("p2").await);
+    let load = UnderLoad::begin(&site, 2, light()).await;
+    load.goes_on(100).await;
+    let arguments = ["binlogctl", "-pd-urls", &site.pd_url, "-cmd", "offline-pump", "-node-id", "p2"];
+    let asked = node::ctl::run(arguments.map(std::ffi::OsString::from)).await;
+    assert_eq!(asked, std::process::ExitCode::SUCCESS);
+    // The drainer has not moved, so the pump stays, and says why.
+    until("it says what it waits for", || async {
+        let status = leaving.status().await;
+        status["state"] == "closing"
+            && status["waiting_for"].as_str().is_some_and(|why| why.contains("drainer d1"))
+    })
+    .await;
+    load.goes_on(100).await;
+    assert_eq!(registered(&site.registry, "p2").await, Some(NodeState::Closing));
+    let stream = Drainer::open(leaving.at.addr, before).await.unwrap();
+    let second = soon("the stream ends", drain_to_the_end(&site, "d1", stream)).await;
+    soon("the pump ends", leaving.task).await.unwrap().unwrap();
+    let record = site.registry.get(NodeKind::Pump, "p2").await.unwrap().unwrap().record.unwrap();
+    assert_eq!(record.state, NodeState::Offline);
+    assert_eq!(record.max_commit_ts.get(), second.received.last().unwrap().commit_ts);
+    load.goes_on(100).await;
+    load.end().await;
+    let mut first = Drainer::open(staying.at.addr, before).await.unwrap();
+    first.reach(cluster.tso()).await;
+    site::assert_complete(&site, [&first, &second]);
+    staying.stop().await.unwrap();
+    drainer.shutdown.cancel();
+}
+
+/// One pump of three is killed under load: writers go on, the registry shows it dead once its lease has run out although
+/// its entry still says online, and when it is back everything is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_pump_of_three_dies_and_comes_back() {
+    let site = Site::start().await;
+    let cluster = &site.cluster;
+    let before = cluster.tso();
+    let (a, b) = (site.pump("p1").await, site.pump("p2").await);
+    let victim = Process::start(&site, "p3").await;
+    let load = UnderLoad::begin(&site, 3, light()).await;
+    load.goes_on(200).await;
+    let (addr, admin) = (victim.addr.port(), victim.admin.port());
+    victim.kill();
+    load.goes_on(200).await;
+    until("its lease runs out", || async {
+        let entry = site.registry.get(NodeKind::Pump, "p3").await.unwrap().unwrap();
+        entry.side.is_none()
+    })
+    .await;
+    let entry = site.registry.get(NodeKind::Pump, "p3").await.unwrap().unwrap();
+    assert_eq!(entry.state(), Some(NodeState::Online));
+    let later = Tso::from_parts(entry.record.as_ref().unwrap().update_ts.physical_ms() + 11_000, 0);
+    assert!(!entry.is_alive(later));
+    let others = site.registry.get(NodeKind::Pump, "p1").await.unwrap().unwrap();
+    assert!(others.is_alive(later));
+
+    let back = Process::launch(&site, "p3", addr, admin);
+    let mut probe = back.tidb();
+    until("the pump is back", || {
+        let probe = probe.probe();
+        async { probe.await.is_ok() }
+    })
+    .await;
+    load.goes_on(200).await;
+    load.end().await;
+    let end = cluster.tso();
+    let mut streams = Vec::new();
+    for addr in [a.at.addr, b.at.addr, back.addr] {
+        let mut stream = Drainer::open(addr, before).await.unwrap();
+        stream.reach(end).await;
+        streams.push(stream);
+    }
+    site::assert_complete(&site, &streams);
+    a.stop().await.unwrap();
+    b.stop().await.unwrap();
+    back.kill();
+}
+
+/// SIGTERM ends the process in good order within its deadline, whatever is open: a prewrite that nobody settles, a stream
+/// that nobody reads, a call that never says anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_ends_a_busy_pump() {
+    let site = Site::start().await;
+    let cluster = &site.cluster;
+    let mut process = Process::start(&site, "p1").await;
+    let tidb = process.tidb();
+    let open = Txn::begin(cluster, "open");
+    cluster.prewrite(open.start_ts, open.key.clone());
+    tidb.write(&open.prewrite()).await.unwrap();
+    let _unread = Drainer::open(process.addr, Tso::ZERO).await.unwrap();
+    let _silent = tokio::net::TcpStream::connect(process.addr).await.unwrap();
+    process.signal("TERM");
+    assert!(process.ended().await.success());
+    assert_eq!(registered(&site.registry, "p1").await, Some(NodeState::Paused));
+    // Nothing of it is lost.
+    let process = process.again(&site).await;
+    let commit_ts = cluster.commit_now(open.start_ts).unwrap();
+    Drainer::open(process.addr, Tso::ZERO).await.unwrap().reach(commit_ts.0).await;
+    process.kill();
+}
+
+/// What stands in etcd is believed only if it is what it should be: a value that does not decode stops a joining pump with
+/// the key's name, since leaving a drainer out could lose its first binlogs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poisoned_registry_is_named() {
+    let site = Site::start().await;
+    let mut etcd =
+        node::etcd::connect(&[site.etcd_url().to_owned()], &node::tls::Security::default()).await.unwrap();
+    for poison in ["{}", "not json", r#"{"nodeId":"d9","host":"h:1","state":"drunk"}"#] {
+        etcd.put("/tidb-binlog/v1/drainers/d9", poison, None).await.unwrap();
+        let error = site.fails(site.config("p1")).await;
+        assert!(error.contains("/tidb-binlog/v1/drainers/d9"), "{error}");
+    }
+    etcd.delete("/tidb-binlog/v1/drainers/d9", None).await.unwrap();
+    // And its own entry.
+    etcd.put("/tidb-binlog/v1/pumps/p1", "{\"nodeId\":1}", None).await.unwrap();
+    let error = site.fails(site.config("p1")).await;
+    assert!(error.contains("/tidb-binlog/v1/pumps/p1"), "{error}");
+    etcd.delete("/tidb-binlog/v1/pumps/p1", None).await.unwrap();
+    site.pump("p1").await.stop().await.unwrap();
 }

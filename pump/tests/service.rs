@@ -203,14 +203,12 @@ async fn tikv_decides_what_tidb_left_open() {
 
     let lost_commit = open("lost commit").await;
     cluster.prewrite(lost_commit.start_ts, lost_commit.key.clone());
-    let lost_at = CommitTs(cluster.tso());
-    assert!(cluster.commit(lost_commit.start_ts, lost_at));
+    let lost_at = cluster.commit_now(lost_commit.start_ts).unwrap();
 
     // TiDB did not learn that its commit succeeded, and sends a rollback.
     let undetermined = open("undetermined").await;
     cluster.prewrite(undetermined.start_ts, undetermined.key.clone());
-    let undetermined_at = CommitTs(cluster.tso());
-    assert!(cluster.commit(undetermined.start_ts, undetermined_at));
+    let undetermined_at = cluster.commit_now(undetermined.start_ts).unwrap();
     tidb.write(&undetermined.rollback()).await.unwrap();
 
     let rolled_back = open("rolled back").await;
@@ -259,8 +257,7 @@ async fn open_transactions_do_not_hold_the_stream_and_are_not_killed() {
     // The watermark passes both all the same.
     drainer.reach(cluster.tso()).await;
     assert_eq!(drainer.commits(), []);
-    let slow_at = CommitTs(cluster.tso());
-    assert!(cluster.commit(slow.start_ts, slow_at));
+    let slow_at = cluster.commit_now(slow.start_ts).unwrap();
     tidb.write(&slow.commit(slow_at)).await.unwrap();
     let slower_at = slower.run(cluster, &tidb).await;
     drainer.reach(slower_at.0).await;
@@ -290,7 +287,7 @@ async fn a_lock_that_cannot_be_pushed_holds_the_stream_until_it_expires() {
     let mut drainer = Drainer::open(pump.at.addr, Tso::ZERO).await.unwrap();
     let asked = cluster.questions();
     until("TiKV was asked twice", || async { cluster.questions() >= asked + 2 }).await;
-    let status = admin_status(&pump).await;
+    let status = pump.status().await;
     assert!(status["watermark"].as_u64().unwrap() < floor_at_most.get());
     assert_eq!(status["holding_watermark"]["start_ts"].as_u64(), Some(txn.start_ts.get()));
     cluster.advance(std::time::Duration::from_secs(700));
@@ -345,9 +342,8 @@ async fn a_restart_goes_on_where_it_was() {
     let (stopped, ()) = tokio::join!(stopped, soon("the stream ends", ended));
     stopped.unwrap();
 
-    let open_at = CommitTs(cluster.tso());
+    let open_at = cluster.commit_now(open.start_ts).expect("the lock was not touched");
     assert!(open_at.0 > drainer.watermark);
-    assert!(cluster.commit(open.start_ts, open_at), "the lock was not touched");
     let pump = site.pump("p1").await;
     let mut drainer = Drainer::open(pump.at.addr, before).await.unwrap();
     drainer.reach(cluster.tso()).await;
@@ -402,7 +398,7 @@ async fn collected_positions_are_refused() {
     let http = node::tls::Security::default().http_client(site::PATIENCE).unwrap();
     assert_eq!(http.post(url).send().await.unwrap().text().await.unwrap(), "trigger gc success");
     until("the old transactions are collected", || async {
-        admin_status(&pump).await["collected"].as_u64().unwrap() > before.get()
+        pump.status().await["collected"].as_u64().unwrap() > before.get()
     })
     .await;
     let refused = Drainer::open(pump.at.addr, before).await.unwrap().step().await.unwrap().unwrap();
@@ -432,9 +428,8 @@ async fn what_tikv_may_have_forgotten_is_a_declared_gap() {
     cluster.update_safe_point("sluice-pump-p1", 0, 0);
     cluster.update_safe_point("gc_worker", i64::MAX, cluster.tso().get());
     let pump = site.pump("p1").await;
-    until("the gap is declared", || async { admin_status(&pump).await["gaps"][0]["start_ts"].is_u64() })
-        .await;
-    let status = admin_status(&pump).await;
+    until("the gap is declared", || async { pump.status().await["gaps"][0]["start_ts"].is_u64() }).await;
+    let status = pump.status().await;
     assert_eq!(status["gaps"][0]["start_ts"].as_u64(), Some(txn.start_ts.get()));
     // The stream goes on.
     let last = Txn::begin(cluster, "after").run(cluster, &pump.tidb()).await;
@@ -454,7 +449,7 @@ async fn a_commit_after_tikv_said_rolled_back_is_emitted_or_declared_lost() {
         cluster.prewrite(txn.start_ts, txn.key.clone());
         cluster.roll_back(txn.start_ts);
         tidb.write(&txn.rollback()).await.unwrap();
-        until("it is settled", || async { admin_status(&pump).await["pending"] == 0 }).await;
+        until("it is settled", || async { pump.status().await["pending"] == 0 }).await;
         (txn, commit_ts)
     };
     let before = cluster.tso();
@@ -470,7 +465,7 @@ async fn a_commit_after_tikv_said_rolled_back_is_emitted_or_declared_lost() {
     cluster.advance(std::time::Duration::from_secs(2));
     drainer.reach(ahead_at.0).await;
     assert_eq!(drainer.commits(), [(ahead.start_ts.get(), ahead_at.get())]);
-    let gaps = &admin_status(&pump).await["gaps"];
+    let gaps = &pump.status().await["gaps"];
     assert_eq!(gaps.as_array().unwrap().len(), 1);
     assert_eq!(gaps[0]["start_ts"].as_u64(), Some(behind.start_ts.get()));
     pump.stop().await.unwrap();
@@ -484,9 +479,4 @@ async fn the_service_safe_point_is_held_at_the_watermark() {
     let held = site.cluster.safe_points()["sluice-pump-p1"];
     assert!(held > Tso::ZERO && held <= site.cluster.tso());
     pump.stop().await.unwrap();
-}
-
-async fn admin_status(pump: &site::Running) -> serde_json::Value {
-    let http = node::tls::Security::default().http_client(site::PATIENCE).unwrap();
-    http.get(format!("http://{}/status", pump.at.admin_addr)).send().await.unwrap().json().await.unwrap()
 }

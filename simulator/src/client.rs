@@ -41,11 +41,17 @@ pub struct ClientOptions {
     pub strategy: Strategy,
     /// TiDB's `binlog.write-timeout`.
     pub write_timeout: Duration,
+    /// For how long a commit or rollback is tried (TiDB: ten minutes).
+    pub follower_patience: Duration,
 }
 
 impl Default for ClientOptions {
     fn default() -> Self {
-        Self { strategy: Strategy::default(), write_timeout: Duration::from_secs(15) }
+        Self {
+            strategy: Strategy::default(),
+            write_timeout: Duration::from_secs(15),
+            follower_patience: FOLLOWER_PATIENCE,
+        }
     }
 }
 
@@ -79,7 +85,7 @@ pub enum PrewriteError {
 pub enum Delivery {
     /// Its pump has it.
     Stored,
-    /// Its pump refuses it, or did not take it in ten minutes; TiDB forgets it silently.
+    /// Its pump refuses it, or did not take it for as long as it is tried; TiDB forgets it silently.
     Lost,
 }
 
@@ -234,7 +240,7 @@ impl PumpClient {
                     Err(_) => {}
                 }
             }
-            if begin.elapsed() > FOLLOWER_PATIENCE {
+            if begin.elapsed() > self.shared.options.follower_patience {
                 return Delivery::Lost;
             }
             self.shared.count_retry();

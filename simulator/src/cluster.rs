@@ -16,6 +16,9 @@ use crate::topology::{Fault, Topology};
 use crate::transactions::{End, Status, Transaction, Transactions};
 use crate::tso::{LiveClock, PlaybackClock, Recorded};
 
+/// The life of a lock that its TiDB renews: longer than any transaction may live.
+const RENEWED_TTL_MS: u64 = 48 * 3600 * 1000;
+
 /// A cluster to stand in for; clones are handles to the same one.
 #[derive(Clone, Debug)]
 pub struct Cluster {
@@ -213,14 +216,32 @@ impl Cluster {
         self.lock().transactions.begin(start_ts, transaction);
     }
 
-    /// Locks a transaction's primary key: the ordinary prewrite in TiKV.
+    /// Locks a transaction's primary key: the ordinary prewrite in TiKV, by a TiDB that lives and so renews its lock for as
+    /// long as it takes. (For one that dies, see [`Self::begin`].)
     pub fn prewrite(&self, start_ts: StartTs, primary: impl Into<Bytes>) {
-        self.begin(start_ts, Transaction::locked(start_ts, primary.into()));
+        let renewed = Transaction { ttl_ms: RENEWED_TTL_MS, ..Transaction::locked(start_ts, primary.into()) };
+        self.begin(start_ts, renewed);
     }
 
-    /// Commits in TiKV; false if the transaction has not begun there or was rolled back by somebody.
+    /// Commits in TiKV; false if the transaction has not begun there, was rolled back by somebody, or its lock was pushed
+    /// past this timestamp (TiDB then takes a new one: [`Self::commit_now`]).
     pub fn commit(&self, start_ts: StartTs, commit_ts: CommitTs) -> bool {
-        self.lock().transactions.end(start_ts, End::Commit(commit_ts))
+        let transactions = &mut self.lock().transactions;
+        let pushed = transactions.get(start_ts).is_none_or(|lock| lock.min_commit_ts > commit_ts.0);
+        !pushed && transactions.end(start_ts, End::Commit(commit_ts))
+    }
+
+    /// Takes a commit_ts above whatever the lock was pushed to, and commits with it, in one step; `None` if the
+    /// transaction has not begun, was rolled back by somebody, or belongs to a playback.
+    pub fn commit_now(&self, start_ts: StartTs) -> Option<CommitTs> {
+        let state = &mut *self.lock();
+        let Clock::Live { clock, since, unix_ms, frozen } = &mut state.clock else { return None };
+        let passed = if *frozen { 0 } else { since.elapsed().as_millis() as u64 };
+        let pushed = state.transactions.get(start_ts)?.min_commit_ts;
+        let commit_ts = CommitTs(clock.take(1, *unix_ms + passed).max(pushed));
+        // A caller may have pushed with a timestamp of its own making.
+        clock.set(commit_ts.0);
+        state.transactions.end(start_ts, End::Commit(commit_ts)).then_some(commit_ts)
     }
 
     /// Rolls back in TiKV, leaving a record of it.
@@ -242,6 +263,11 @@ impl Cluster {
     pub fn status(&self, start_ts: StartTs) -> Status {
         let state = self.lock();
         state.transactions.status(start_ts, state.now())
+    }
+
+    /// Every transaction that has committed and that TiKV remembers, by commit_ts.
+    pub fn committed(&self) -> Vec<(StartTs, CommitTs)> {
+        self.lock().transactions.committed()
     }
 
     /// Live transactions that somebody rolled back through `KvCheckTxnStatus`: a defect of the asker.

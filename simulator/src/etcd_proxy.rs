@@ -1,6 +1,7 @@
 //! Hands etcd's gRPC calls on to a real etcd, unread: any service, any kind of stream, both ways at once.
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
@@ -14,6 +15,9 @@ use tower::{ServiceExt as _, service_fn};
 /// The packages of etcd's public services: KV, Watch, Lease, Auth, Cluster, Maintenance; locks; elections.
 const PREFIXES: [&str; 3] = ["/etcdserverpb.", "/v3lockpb.", "/v3electionpb."];
 
+/// To reach the etcd behind.
+const CONNECT: Duration = Duration::from_secs(3);
+
 /// Adds etcd's services to a router. Calls of any other unknown service get gRPC's *unimplemented*.
 pub(crate) fn mount(router: Router, etcd: Option<&str>) -> anyhow::Result<Router> {
     let channel = match etcd {
@@ -22,7 +26,7 @@ pub(crate) fn mount(router: Router, etcd: Option<&str>) -> anyhow::Result<Router
             let endpoint = Endpoint::from_shared(url.to_owned())
                 .with_context(|| format!("etcd URL `{url}` is not valid"))?;
             // Connects at the first call and again after a failure.
-            Some(endpoint.tcp_nodelay(true).connect_lazy())
+            Some(endpoint.tcp_nodelay(true).connect_timeout(CONNECT).connect_lazy())
         }
     };
     let forward = service_fn(move |request: Request| {

@@ -97,6 +97,13 @@ impl DdlJobs {
         Self { jobs, versions, sent: HashMap::new() }
     }
 
+    /// Adds a job of a live cluster, whose binlog has been sent.
+    pub fn add(&mut self, job: Job, start_ts: StartTs, commit_ts: CommitTs, at: Duration) {
+        self.sent.insert(job.id, at);
+        self.versions.entry(job.id).or_default().push(Version { start_ts, commit_ts, delete_only: false });
+        self.jobs.push((job, Place::Binlog { late: Duration::ZERO }));
+    }
+
     /// A DDL binlog is out: the transaction's last record of the recording was sent.
     pub fn sent(&mut self, job_id: i64, start_ts: StartTs, at: Duration) {
         let of_the_end = |version: &&Version| version.start_ts == start_ts && !version.delete_only;

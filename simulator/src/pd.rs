@@ -3,8 +3,10 @@
 //! A real PD *is* an etcd. Ours hands etcd's calls on to a real one, so that processes are given `pd-urls` only.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use futures::{Stream, StreamExt, stream};
+use rustls::ServerConfig;
 use schemas::metapb::Peer;
 use schemas::pdpb::pd_server::{Pd, PdServer};
 use schemas::pdpb::{
@@ -21,22 +23,45 @@ use crate::server::Server;
 
 /// A running PD stand-in; stops when dropped.
 #[derive(Debug)]
-pub struct MockPd(Server);
+pub struct MockPd {
+    url: String,
+    _server: Server,
+}
 
 impl MockPd {
     /// Starts it on a `host:port` (port 0: any free one). etcd's calls go on to the etcd at `etcd`, a URL; without
     /// one they are refused as unavailable.
     pub async fn start(cluster: Cluster, listen: &str, etcd: Option<&str>) -> anyhow::Result<Self> {
+        Self::begin(cluster, listen, etcd, None).await
+    }
+
+    /// As [`Self::start`], with TLS towards its callers.
+    pub async fn over_tls(
+        cluster: Cluster,
+        listen: &str,
+        etcd: Option<&str>,
+        tls: Arc<ServerConfig>,
+    ) -> anyhow::Result<Self> {
+        Self::begin(cluster, listen, etcd, Some(tls)).await
+    }
+
+    async fn begin(
+        cluster: Cluster,
+        listen: &str,
+        etcd: Option<&str>,
+        tls: Option<Arc<ServerConfig>>,
+    ) -> anyhow::Result<Self> {
         let listener = Server::bind(listen).await?;
-        let url = format!("http://{}", listener.local_addr()?);
-        let routes = Routes::new(PdServer::new(Service { cluster, url }));
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}", listener.local_addr()?);
+        let routes = Routes::new(PdServer::new(Service { cluster, url: url.clone() }));
         let router = etcd_proxy::mount(routes.into_axum_router(), etcd)?;
-        Ok(Self(Server::serve(listener, router)?))
+        Ok(Self { url, _server: Server::serve(listener, router, tls)? })
     }
 
     /// What `pd-urls` takes.
     pub fn url(&self) -> String {
-        format!("http://{}", self.0.address())
+        self.url.clone()
     }
 }
 

@@ -4,14 +4,18 @@
 //! death of a process would.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
 
 /// A running server. Dropping it closes the port and every connection.
 #[derive(Debug)]
@@ -26,10 +30,15 @@ impl Server {
         TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
     }
 
-    /// Serves `router` on a listener.
-    pub(crate) fn serve(listener: TcpListener, router: Router) -> anyhow::Result<Self> {
+    /// Serves `router` on a listener, over TLS if told how.
+    pub(crate) fn serve(
+        listener: TcpListener,
+        router: Router,
+        tls: Option<Arc<ServerConfig>>,
+    ) -> anyhow::Result<Self> {
         let address = listener.local_addr()?;
-        Ok(Self { address, task: tokio::spawn(accept(listener, router)) })
+        let tls = tls.map(TlsAcceptor::from);
+        Ok(Self { address, task: tokio::spawn(accept(listener, router, tls)) })
     }
 
     /// Where it listens.
@@ -44,19 +53,23 @@ impl Drop for Server {
     }
 }
 
-async fn accept(listener: TcpListener, router: Router) {
+async fn accept(listener: TcpListener, router: Router, tls: Option<TlsAcceptor>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
                     let _ = stream.set_nodelay(true);
-                    let router = router.clone();
+                    let (router, tls) = (router.clone(), tls.clone());
                     connections.spawn(async move {
-                        let mut builder = auto::Builder::new(TokioExecutor::new());
-                        builder.http2().max_concurrent_streams(None);
-                        let service = TowerToHyperService::new(router);
-                        if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
+                        let ended = match tls {
+                            None => serve_connection(stream, router).await,
+                            Some(tls) => match tls.accept(stream).await {
+                                Ok(stream) => serve_connection(stream, router).await,
+                                Err(error) => Err(error.into()),
+                            },
+                        };
+                        if let Err(error) = ended {
                             tracing::debug!(%error, "connection ended");
                         }
                     });
@@ -70,4 +83,13 @@ async fn accept(listener: TcpListener, router: Router) {
             Some(_) = connections.join_next() => {}
         }
     }
+}
+
+async fn serve_connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    router: Router,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http2().max_concurrent_streams(None);
+    builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).await
 }

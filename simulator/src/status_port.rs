@@ -12,8 +12,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tidb::model::Job;
 use tidb::schema_api::{self, DDL_HISTORY_LIMIT};
-use tidb::ts::StartTs;
+use tidb::ts::{CommitTs, StartTs};
 use tokio::sync::watch;
 
 use crate::cluster::Cluster;
@@ -52,6 +53,11 @@ impl TidbSchema {
         self.lock().sent(job_id, start_ts, self.since.elapsed());
     }
 
+    /// See [`DdlJobs::add`].
+    pub fn add(&self, job: Job, start_ts: StartTs, commit_ts: CommitTs) {
+        self.lock().add(job, start_ts, commit_ts, self.since.elapsed());
+    }
+
     /// From now on the status port tells how far this playback is. The first one stays.
     pub fn plays(&self, progress: watch::Receiver<Progress>) {
         let _ = self.playing.set(progress);
@@ -80,7 +86,7 @@ impl StatusPort {
             .route("/mvcc/key/mysql/tidb_ddl_job/{id}", get(job_versions))
             .route("/sluice/progress", get(progress))
             .with_state(schema);
-        Ok(Self(Server::serve(listener, router)?))
+        Ok(Self(Server::serve(listener, router, None)?))
     }
 
     /// `host:port`.

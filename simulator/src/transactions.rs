@@ -107,6 +107,17 @@ impl Transactions {
         self.all.remove(&start_ts);
     }
 
+    /// Every transaction that is to commit, by commit_ts.
+    pub fn committed(&self) -> Vec<(StartTs, CommitTs)> {
+        let commit = |(&start_ts, transaction): (&StartTs, &Transaction)| match transaction.end {
+            End::Commit(commit_ts) => Some((start_ts, commit_ts)),
+            _ => None,
+        };
+        let mut committed: Vec<_> = self.all.iter().filter_map(commit).collect();
+        committed.sort_unstable_by_key(|&(_, commit_ts)| commit_ts);
+        committed
+    }
+
     /// Live transactions that a caller rolled back by `rollback_if_not_exist` or a made-up `current_ts`: a caller's
     /// defect, unless a test does it on purpose.
     pub fn aborted(&self) -> u64 {

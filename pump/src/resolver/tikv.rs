@@ -64,6 +64,9 @@ pub enum AskError {
     /// TiKV has an error of its own about the key.
     #[error("TiKV refused: {0}")]
     Key(String),
+    /// TiKV's answer contradicts what it or PD promises; nothing may follow from it.
+    #[error("TiKV's answer cannot be true: {0}")]
+    Untrue(String),
     /// The prewrite is not readable yet, or names no primary key.
     #[error("the prewrite has no primary key")]
     NoKey,
@@ -78,6 +81,7 @@ impl AskError {
             Self::Call { .. } => "call",
             Self::Region(_) => "region",
             Self::Key(_) => "key",
+            Self::Untrue(_) => "untrue",
             Self::NoKey => "no key",
         }
     }
@@ -111,32 +115,58 @@ impl Tikv {
         Self { pd, security, regions: Mutex::default(), stores: Mutex::default() }
     }
 
-    /// What became of the transaction; pushes a living lock's min_commit_ts above `now`.
+    /// What became of the transaction; pushes a living lock's min_commit_ts above `now`. With `fence`, an unknown one is
+    /// rolled back for good.
     ///
     /// # Errors
     /// No answer; ask again later.
-    pub async fn check(&self, primary: &Bytes, start_ts: StartTs, now: Tso) -> Result<TxnStatus, AskError> {
+    pub async fn check(
+        &self,
+        primary: &Bytes,
+        start_ts: StartTs,
+        now: Tso,
+        fence: bool,
+    ) -> Result<TxnStatus, AskError> {
+        let request = CheckTxnStatusRequest {
+            primary_key: primary.clone(),
+            lock_ts: start_ts.get(),
+            caller_start_ts: now.get(),
+            current_ts: now.get(),
+            rollback_if_not_exist: fence,
+            verify_is_primary: true,
+            ..CheckTxnStatusRequest::default()
+        };
+        self.ask(request, now).await
+    }
+
+    /// What became of the transaction, for looking only: nothing is pushed, and no lock counts as expired.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn peek(&self, primary: &Bytes, start_ts: StartTs, now: Tso) -> Result<TxnStatus, AskError> {
+        let request = CheckTxnStatusRequest {
+            primary_key: primary.clone(),
+            lock_ts: start_ts.get(),
+            verify_is_primary: true,
+            ..CheckTxnStatusRequest::default()
+        };
+        self.ask(request, now).await
+    }
+
+    async fn ask(&self, question: CheckTxnStatusRequest, now: Tso) -> Result<TxnStatus, AskError> {
+        let (primary, start_ts) = (question.primary_key.clone(), StartTs::new(question.lock_ts));
         if primary.is_empty() {
             return Err(AskError::NoKey);
         }
         let mut last = String::new();
         for _ in 0..ATTEMPTS {
-            let route = self.route(primary).await?;
-            let request = CheckTxnStatusRequest {
-                context: Some(Context {
-                    region_id: route.region.id,
-                    region_epoch: route.region.region_epoch,
-                    peer: Some(route.leader),
-                }),
-                primary_key: primary.clone(),
-                lock_ts: start_ts.get(),
-                caller_start_ts: now.get(),
-                current_ts: now.get(),
-                rollback_if_not_exist: false,
-                force_sync_commit: false,
-                resolving_pessimistic_lock: false,
-                verify_is_primary: true,
+            let route = self.route(&primary).await?;
+            let context = Context {
+                region_id: route.region.id,
+                region_epoch: route.region.region_epoch,
+                peer: Some(route.leader),
             };
+            let request = CheckTxnStatusRequest { context: Some(context), ..question.clone() };
             let mut client = TikvClient::new(self.store(&route.address)?);
             let call = tokio::time::timeout(CALL, client.kv_check_txn_status(request)).await;
             let response =
@@ -149,7 +179,7 @@ impl Tikv {
                     }
                 };
             match &response.region_error {
-                None => return interpret(&response, now),
+                None => return interpret(&response, start_ts, now),
                 Some(error) => {
                     last = format!("region {}: {}", route.region.id, error.message);
                     if error.server_is_busy.is_some() {
@@ -197,7 +227,7 @@ impl Tikv {
     }
 }
 
-fn interpret(response: &CheckTxnStatusResponse, now: Tso) -> Result<TxnStatus, AskError> {
+fn interpret(response: &CheckTxnStatusResponse, start_ts: StartTs, now: Tso) -> Result<TxnStatus, AskError> {
     if let Some(error) = &response.error {
         if error.txn_not_found.is_some() {
             return Ok(TxnStatus::NotFound);
@@ -209,16 +239,25 @@ fn interpret(response: &CheckTxnStatusResponse, now: Tso) -> Result<TxnStatus, A
     }
     // A living lock first: TiKV may set both it and a commit_version of an older record.
     if response.lock_ttl > 0 {
-        let promised = response.lock_info.as_ref().map_or(0, |lock| lock.min_commit_ts);
-        let min_commit_ts = if response.action() == Action::MinCommitTsPushed {
-            Tso::new(promised).max(now.next())
-        } else {
-            Tso::new(promised)
+        let promised = response.lock_info.as_ref().map(|lock| Tso::new(lock.min_commit_ts));
+        let min_commit_ts = match (response.action() == Action::MinCommitTsPushed, promised) {
+            (true, Some(promised)) if promised <= now => {
+                let text = format!("the lock of {start_ts} is pushed above {now}, but to {promised}");
+                return Err(AskError::Untrue(text));
+            }
+            // An older TiKV says so without showing the lock.
+            (true, promised) => promised.unwrap_or(now.next()),
+            (false, promised) => promised.unwrap_or(Tso::ZERO),
         };
         return Ok(TxnStatus::Locked { min_commit_ts });
     }
     if response.commit_version > 0 {
-        return Ok(TxnStatus::Committed(CommitTs::new(response.commit_version)));
+        let commit_ts = CommitTs::new(response.commit_version);
+        if commit_ts.0 <= start_ts.0 {
+            let text = format!("{start_ts} committed at {commit_ts}, before it began");
+            return Err(AskError::Untrue(text));
+        }
+        return Ok(TxnStatus::Committed(commit_ts));
     }
     Ok(match response.action() {
         Action::LockNotExistDoNothing | Action::TtlExpirePessimisticRollback => TxnStatus::NotFound,
@@ -237,8 +276,8 @@ mod tests {
 
     #[test]
     fn answers() {
-        let now = Tso::new(50);
-        let status = |response: CheckTxnStatusResponse| interpret(&response, now);
+        let (start_ts, now) = (StartTs::new(5), Tso::new(50));
+        let status = |response: CheckTxnStatusResponse| interpret(&response, start_ts, now);
         let blank = CheckTxnStatusResponse::default;
         assert_eq!(status(blank()).unwrap(), TxnStatus::RolledBack);
         assert_eq!(
@@ -255,10 +294,15 @@ mod tests {
             TxnStatus::Locked { min_commit_ts } => min_commit_ts.get(),
             other => panic!("{other:?}"),
         };
-        assert_eq!(min_commit_ts(locked(Action::MinCommitTsPushed, 0)), 51);
+        let unshown = CheckTxnStatusResponse { lock_info: None, ..locked(Action::MinCommitTsPushed, 0) };
+        assert_eq!(min_commit_ts(unshown), 51);
         assert_eq!(min_commit_ts(locked(Action::MinCommitTsPushed, 60)), 60);
         assert_eq!(min_commit_ts(locked(Action::NoAction, 0)), 0);
         assert_eq!(min_commit_ts(locked(Action::NoAction, 70)), 70);
+        // What cannot be true is no answer.
+        let untrue = |response| matches!(status(response), Err(AskError::Untrue(_)));
+        assert!(untrue(locked(Action::MinCommitTsPushed, 50)));
+        assert!(untrue(CheckTxnStatusResponse { commit_version: 5, ..blank() }));
         let error = |error| status(CheckTxnStatusResponse { error: Some(error), ..blank() });
         let not_found = KeyError { txn_not_found: Some(TxnNotFound::default()), ..KeyError::default() };
         assert_eq!(error(not_found).unwrap(), TxnStatus::NotFound);

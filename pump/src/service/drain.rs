@@ -14,10 +14,11 @@ use schemas::sluice::pump::v1::pull_request::Body as Ask;
 use schemas::sluice::pump::v1::pull_response::Body;
 use schemas::sluice::pump::v1::{Batch, Chunk, Open, OutOfRange, PullRequest, PullResponse, Transaction};
 use tidb::ts::Tso;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, error, info};
 
+use super::pull::slot;
 use crate::clock::Clock;
 use crate::metrics;
 use crate::progress::Progress;
@@ -47,6 +48,8 @@ pub struct DrainService {
     pub readers: Arc<Readers>,
     /// Bytes read ahead for one stream.
     pub budget: usize,
+    /// Streams that may still be opened, by either protocol.
+    pub slots: Arc<Semaphore>,
     /// Ends the streams.
     pub shutdown: Shutdown,
 }
@@ -78,7 +81,8 @@ impl Drain for DrainService {
             let only = PullResponse { body: Some(Body::OutOfRange(refusal)) };
             return Ok(Response::new(Box::pin(futures::stream::iter([Ok(only)]))));
         }
-        let feed = Feed::new(self.clone(), &open, asks);
+        let slot = slot(&self.slots)?;
+        let feed = Feed::new(self.clone(), &open, asks, slot);
         let stream = futures::stream::unfold(Some(feed), |feed| async {
             let mut feed = feed?;
             match feed.next().await {
@@ -105,10 +109,16 @@ struct Feed {
     /// Everything up to here was read.
     read: Tso,
     registration: Registration,
+    _slot: OwnedSemaphorePermit,
 }
 
 impl Feed {
-    fn new(service: DrainService, open: &Open, asks: Streaming<PullRequest>) -> Self {
+    fn new(
+        service: DrainService,
+        open: &Open,
+        asks: Streaming<PullRequest>,
+        slot: OwnedSemaphorePermit,
+    ) -> Self {
         metrics::puller(PROTOCOL, true);
         let batch_bytes = match open.max_batch_bytes as usize {
             0 => BATCH,
@@ -117,7 +127,16 @@ impl Feed {
         let watermark = service.progress.subscribe();
         let read = Tso::new(open.after);
         let registration = service.readers.join(&open.node_id, read);
-        Self { service, asks: Some(asks), watermark, ready: VecDeque::new(), batch_bytes, read, registration }
+        Self {
+            service,
+            asks: Some(asks),
+            watermark,
+            ready: VecDeque::new(),
+            batch_bytes,
+            read,
+            registration,
+            _slot: slot,
+        }
     }
 
     async fn next(&mut self) -> Result<Option<Body>, Status> {

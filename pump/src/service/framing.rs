@@ -36,6 +36,8 @@ pub(super) struct Received {
 /// Reads the one message of a unary call.
 pub(super) async fn receive(intake: &Intake, request: Request<Body>) -> Result<Received, Status> {
     let (parts, mut body) = request.into_parts();
+    // Calls that say nothing yet cost memory too.
+    let _call = intake.admit_call().await?;
     let mut received = BytesMut::new();
     let mut first = Bytes::new();
     while first.len() + received.len() < PREFIX {

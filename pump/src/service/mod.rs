@@ -2,11 +2,13 @@
 
 mod drain;
 mod framing;
+mod inspect;
 mod pull;
 mod routes;
 mod write;
 
 pub use drain::DrainService;
+pub use inspect::Inspector;
 pub use pull::PullService;
 pub use routes::{Http, router};
-pub use write::Intake;
+pub use write::{Intake, calls_within};

@@ -18,10 +18,10 @@ use schemas::binlog::{
     Binlog, BinlogType, Entity, Meta, PullBinlogReq, PullBinlogResp, WriteBinlogReq, WriteBinlogResp,
 };
 use tidb::ts::Tso;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::write::Intake;
 use crate::metrics;
@@ -41,6 +41,8 @@ pub struct PullService {
     pub progress: Arc<Progress>,
     /// Bytes read ahead for one stream.
     pub budget: usize,
+    /// Streams that may still be opened, by either protocol.
+    pub slots: Arc<Semaphore>,
     /// At least this long between two fakes.
     pub fake_interval: Duration,
     /// Ends the streams.
@@ -56,6 +58,7 @@ impl Pump for PullService {
     ) -> Result<Response<WriteBinlogResp>, Status> {
         let WriteBinlogReq { cluster_id, payload } = request.into_inner();
         self.intake.check_size(payload.len() as u64)?;
+        let _call = self.intake.admit_call().await?;
         let permit = self.intake.reserve(payload.len() as u64).await?;
         self.intake.write(cluster_id, payload, Some(permit)).await?;
         Ok(Response::new(WriteBinlogResp::default()))
@@ -88,14 +91,18 @@ impl Pump for PullService {
             );
             return Err(Status::out_of_range(text));
         }
+        let slot = slot(&self.slots)?;
         info!(?peer, %after, "drainer pulls by the original protocol");
-        let feed = Feed::new(self.clone(), after);
+        let feed = Feed::new(self.clone(), after, slot);
         let stream = futures::stream::unfold(Some(feed), |feed| async {
             let mut feed = feed?;
             match feed.next().await {
                 Ok(Some(message)) => Some((Ok(message), Some(feed))),
                 Ok(None) => None,
-                Err(status) => Some((Err(status), None)),
+                Err(status) => {
+                    feed.failed = true;
+                    Some((Err(status), None))
+                }
             }
         });
         let mut response = Response::new(Box::pin(stream) as Self::PullBinlogsStream);
@@ -117,10 +124,13 @@ struct Feed {
     /// The last commit_ts sent or ready to be, fakes included.
     sent: Tso,
     fake_due: Instant,
+    began: Instant,
+    failed: bool,
+    _slot: OwnedSemaphorePermit,
 }
 
 impl Feed {
-    fn new(service: PullService, after: Tso) -> Self {
+    fn new(service: PullService, after: Tso, slot: OwnedSemaphorePermit) -> Self {
         metrics::puller(PROTOCOL, true);
         let watermark = service.progress.subscribe();
         Self {
@@ -130,6 +140,9 @@ impl Feed {
             read: after,
             sent: after,
             fake_due: Instant::now(),
+            began: Instant::now(),
+            failed: false,
+            _slot: slot,
         }
     }
 
@@ -194,7 +207,18 @@ impl Feed {
 impl Drop for Feed {
     fn drop(&mut self) {
         metrics::puller(PROTOCOL, false);
+        metrics::rpc("PullBinlogs", self.began.elapsed(), !self.failed);
     }
+}
+
+/// A place for one more stream.
+pub(super) fn slot(slots: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Status> {
+    slots.clone().try_acquire_owned().map_err(|_| {
+        warn!("a pull stream was refused: max-pull-streams are open");
+        Status::unavailable(
+            "max-pull-streams of this pump are open; a drainer that is not needed any more may hold one",
+        )
+    })
 }
 
 /// The commit binlog with what the prewrite carried, as the original joins them.

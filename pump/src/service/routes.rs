@@ -10,6 +10,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use bytes::Bytes;
+use node::config::Secret;
 use node::registry::{Entry, NodeKind, NodeRecord, Registry};
 use node::telemetry::Telemetry;
 use prost::Message as _;
@@ -18,12 +19,13 @@ use schemas::binlog::{WriteBinlogReq, WriteBinlogResp};
 use schemas::sluice::pump::v1::drain_server::DrainServer;
 use serde::Serialize;
 use serde_json::{Value, json};
+use tidb::ts::Tso;
 use tokio::sync::{Notify, mpsc};
 use tonic::Status;
 use tonic::codec::CompressionEncoding;
 
 use super::framing::{self, Received};
-use super::{DrainService, Intake, PullService};
+use super::{DrainService, Inspector, Intake, PullService};
 use crate::clock::Clock;
 use crate::membership::Action;
 use crate::state::{State, StateCell};
@@ -48,6 +50,10 @@ pub struct Http {
     pub telemetry: Telemetry,
     /// Starts a run of retention.
     pub retention: Arc<Notify>,
+    /// What requests that change something must carry, if configured.
+    pub token: Option<Secret>,
+    /// For `/debug/binlog`.
+    pub inspector: Inspector,
 }
 
 /// Everything on the pump's port.
@@ -61,17 +67,22 @@ pub fn router(intake: Arc<Intake>, pull: PullService, drain: DrainService, http:
         .accept_compressed(CompressionEncoding::Gzip)
         .max_decoding_message_size(PULL_REQUEST)
         .max_encoding_message_size(usize::MAX);
+    let changing = Router::new()
+        .route("/state/{node}/{action}", put(change_state))
+        .route("/debug/gc/trigger", post(trigger_gc))
+        .with_state(http.clone());
+    let changing = node::admin::guarded(changing, http.token.as_ref());
     Router::new()
         .route("/binlog.Pump/WriteBinlog", post(write_binlog).with_state(intake))
         .route_service("/binlog.Pump/PullBinlogs", pull)
         .route_service("/sluice.pump.v1.Drain/Pull", drain)
         .route("/status", get(status))
         .route("/drainers", get(drainers))
-        .route("/state/{node}/{action}", put(change_state))
-        .route("/debug/gc/trigger", post(trigger_gc))
+        .route("/debug/binlog/{ts}", get(binlog))
         .route("/metrics", get(metrics))
         .fallback(unknown)
         .with_state(http)
+        .merge(changing)
 }
 
 async fn write_binlog(Shared(intake): Shared<Arc<Intake>>, request: Request) -> Response {
@@ -177,6 +188,17 @@ fn act(http: &Http, node: &str, action: &str) -> Value {
 
 fn answer(code: u32, message: String) -> Value {
     json!({ "message": message, "code": code, "data": null })
+}
+
+async fn binlog(Shared(http): Shared<Http>, Path(ts): Path<String>) -> Response {
+    let Ok(ts) = ts.parse() else {
+        return (StatusCode::BAD_REQUEST, format!("`{ts}` is not a timestamp\n")).into_response();
+    };
+    match http.inspector.page(Tso::new(ts)).await {
+        Ok(Some(page)) => page.into_response(),
+        Ok(None) => (StatusCode::NOT_FOUND, format!("nothing is stored under {ts}\n")).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response(),
+    }
 }
 
 fn trigger_gc(Shared(http): Shared<Http>) -> Ready<&'static str> {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use schemas::binlog::{Binlog, BinlogType};
 use tidb::ts::{CommitTs, StartTs, Tso};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 use tracing::{debug, warn};
 
@@ -25,6 +25,14 @@ use crate::writer::{Refusal, Write, WriteHandle};
 /// How long a call is held for room in the receive budget. TiDB waits 15 s in all.
 const HOLD: Duration = Duration::from_secs(5);
 
+/// Memory of a call under way, its message aside.
+const CALL: u32 = 4 << 10;
+
+/// How many calls may be received at a time beside this receive budget: as many as take a quarter of it once more.
+pub fn calls_within(budget: u32) -> usize {
+    (budget / 4 / CALL).max(16) as usize
+}
+
 /// A commit_ts further ahead of the newest tick than this is checked against a fresh one. (Below it the check would tell
 /// nothing new: ticks come every 100 ms, and timestamps in binlogs never move the watermark.)
 const PLAUSIBLE_MS: u64 = 3_000;
@@ -32,12 +40,29 @@ const PLAUSIBLE_MS: u64 = 3_000;
 /// A start_ts further ahead of a fresh tick than this was not given out by this cluster's PD.
 const FOREIGN_MS: u64 = 60_000;
 
+/// Waits for a permit; overload is told as ABORTED.
+async fn overloaded(
+    acquired: impl Future<Output = Result<OwnedSemaphorePermit, AcquireError>>,
+    reason: &str,
+) -> Result<OwnedSemaphorePermit, Status> {
+    match tokio::time::timeout(HOLD, acquired).await {
+        Ok(Ok(permit)) => Ok(permit),
+        Ok(Err(_)) => Err(Status::unavailable("the pump is going down")),
+        Err(_) => {
+            metrics::refused();
+            Err(Status::aborted(format!("pump is overloaded: {reason}, try another pump")))
+        }
+    }
+}
+
 /// Takes binlogs in.
 pub struct Intake {
     /// PD's cluster id.
     pub cluster_id: u64,
     /// Largest message, in bytes.
     pub max_message: u64,
+    /// Calls being received, as many as [`calls_within`] allows.
+    pub calls: Arc<Semaphore>,
     /// Bytes received and not yet durable.
     pub budget: Arc<Semaphore>,
     /// The budget's size.
@@ -66,18 +91,16 @@ impl Intake {
         Ok(())
     }
 
+    /// Room for a call that is being received, waited for. A budget of its own, so that calls that hold it never wait for
+    /// each other's.
+    pub(super) async fn admit_call(&self) -> Result<OwnedSemaphorePermit, Status> {
+        overloaded(self.calls.clone().acquire_owned(), "too many calls at a time").await
+    }
+
     /// Room for `length` bytes, waited for. A message above the whole budget takes all of it.
     pub(super) async fn reserve(&self, length: u64) -> Result<OwnedSemaphorePermit, Status> {
         let share = u32::try_from(length).unwrap_or(u32::MAX).min(self.budget_total);
-        let acquired = tokio::time::timeout(HOLD, self.budget.clone().acquire_many_owned(share)).await;
-        match acquired {
-            Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(_)) => Err(Status::unavailable("the pump is going down")),
-            Err(_) => {
-                metrics::refused();
-                Err(Status::aborted("pump is overloaded: receive-budget is used up, try another pump"))
-            }
-        }
+        overloaded(self.budget.clone().acquire_many_owned(share), "receive-budget is used up").await
     }
 
     /// Takes one binlog. Returns once it is durable.

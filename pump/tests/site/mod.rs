@@ -1,15 +1,19 @@
 //! A small site for the pump: a real etcd, PD's and TiKV's stand-ins, pumps in this process, and a TiDB that writes to them.
 
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "each test binary uses its part")]
+
+mod load;
+mod process;
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use node::config::HumanDuration;
 use node::pd::Pd;
-use node::registry::{NodeKind, NodeRecord, Registry};
+use node::registry::{NodeKind, NodeRecord, NodeState, Registry};
 use node::shutdown::Shutdown;
 use node::telemetry::Telemetry;
 use node::tls::Security;
@@ -24,7 +28,7 @@ use schemas::sluice::pump::v1::pull_response::Body;
 use schemas::sluice::pump::v1::{Open, OutOfRange, PullRequest, PullResponse, Transaction, Want};
 use simulator::cluster::Cluster;
 use simulator::pd::MockPd;
-use simulator::tikv::MockTikv;
+use simulator::tikv::{Distortion, MockTikv};
 use tempfile::TempDir;
 use tidb::ts::{CommitTs, StartTs, Tso};
 use tokio::sync::{mpsc, oneshot};
@@ -32,10 +36,13 @@ use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
 
+pub use load::{UnderLoad, assert_complete, light};
+pub use process::Process;
+
 pub const CLUSTER: u64 = 7_000_001;
 
 /// However slow the machine: longer than this is a hang, not a delay.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Awaits with a limit.
 pub async fn soon<F: Future>(what: &str, future: F) -> F::Output {
@@ -95,29 +102,60 @@ impl Drop for Etcd {
 
 pub struct Site {
     pub cluster: Cluster,
-    pub pd: MockPd,
-    pub tikv: MockTikv,
+    /// Gone while PD is down; its URL stays.
+    pub pd: Option<MockPd>,
+    pub pd_url: String,
+    /// Gone while TiKV is down.
+    pub tikv: Option<MockTikv>,
     pub registry: Registry,
-    _etcd: Etcd,
+    etcd: Etcd,
     pub dir: TempDir,
 }
 
 impl Site {
     pub async fn start() -> Self {
+        Self::with_tikv(Arc::new(|_, answer| (Duration::ZERO, Ok(answer)))).await
+    }
+
+    /// With a TiKV that may be slow, fail or lie.
+    pub async fn with_tikv(distortion: Arc<Distortion>) -> Self {
         let etcd = Etcd::start();
         let cluster = Cluster::live(CLUSTER);
-        let tikv = MockTikv::start(cluster.clone(), "127.0.0.1:0").await.unwrap();
+        let tikv = MockTikv::distorted(cluster.clone(), "127.0.0.1:0", distortion).await.unwrap();
         let pd = MockPd::start(cluster.clone(), "127.0.0.1:0", Some(&etcd.url)).await.unwrap();
-        let client = Pd::connect(&[pd.url()], &Security::default()).await.unwrap();
+        let pd_url = pd.url();
+        let client = Pd::connect(std::slice::from_ref(&pd_url), &Security::default()).await.unwrap();
         let registry = Registry::new(client.etcd());
         until("etcd answers", || async { registry.list(NodeKind::Pump).await.is_ok() }).await;
-        Self { cluster, pd, tikv, registry, _etcd: etcd, dir: tempfile::tempdir().unwrap() }
+        let dir = tempfile::tempdir().unwrap();
+        Self { cluster, pd: Some(pd), pd_url, tikv: Some(tikv), registry, etcd, dir }
+    }
+
+    /// PD (and etcd behind it) goes away, or comes back where it was.
+    pub async fn pd_is(&mut self, up: bool) {
+        self.pd = None;
+        if up {
+            let address = self.pd_url.trim_start_matches("http://");
+            self.pd = Some(MockPd::start(self.cluster.clone(), address, Some(&self.etcd.url)).await.unwrap());
+        }
+    }
+
+    /// TiKV goes away, or comes back somewhere else.
+    pub async fn tikv_is(&mut self, up: bool) {
+        self.tikv = None;
+        if up {
+            self.tikv = Some(MockTikv::start(self.cluster.clone(), "127.0.0.1:0").await.unwrap());
+        }
+    }
+
+    pub fn etcd_url(&self) -> &str {
+        &self.etcd.url
     }
 
     pub fn config(&self, name: &str) -> Config {
         let mut config = Config {
             addr: "127.0.0.1:0".into(),
-            pd_urls: self.pd.url(),
+            pd_urls: self.pd_url.clone(),
             data_dir: self.dir.path().join(name),
             node_id: name.into(),
             tick_interval: HumanDuration::from_millis(20),
@@ -182,6 +220,22 @@ impl Running {
     pub fn tidb(&self) -> Tidb {
         Tidb::new(self.at.addr)
     }
+
+    /// The admin listener's status page.
+    pub async fn status(&self) -> serde_json::Value {
+        status(self.at.admin_addr).await
+    }
+}
+
+/// The status page of an admin listener.
+pub async fn status(admin: SocketAddr) -> serde_json::Value {
+    let http = Security::default().http_client(PATIENCE).unwrap();
+    http.get(format!("http://{admin}/status")).send().await.unwrap().json().await.unwrap()
+}
+
+/// A pump's state as TiDB sees it.
+pub async fn registered(registry: &Registry, node_id: &str) -> Option<NodeState> {
+    registry.get(NodeKind::Pump, node_id).await.unwrap().and_then(|entry| entry.state())
 }
 
 pub fn channel(addr: SocketAddr) -> Channel {
@@ -258,8 +312,7 @@ impl Txn {
     pub async fn run(&self, cluster: &Cluster, tidb: &Tidb) -> CommitTs {
         cluster.prewrite(self.start_ts, self.key.clone());
         tidb.write(&self.prewrite()).await.unwrap();
-        let commit_ts = CommitTs(cluster.tso());
-        assert!(cluster.commit(self.start_ts, commit_ts));
+        let commit_ts = cluster.commit_now(self.start_ts).unwrap();
         tidb.write(&self.commit(commit_ts)).await.unwrap();
         commit_ts
     }

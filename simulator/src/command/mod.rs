@@ -1,6 +1,7 @@
 //! The command line of `tidb-sim`.
 
 mod console;
+mod load;
 mod play;
 mod serve;
 
@@ -13,7 +14,7 @@ use serde::Serialize;
 pub use console::{Console, Output};
 
 use crate::client::ClientOptions;
-use crate::pumps::Strategy;
+use crate::pumps::{Registration, Strategy};
 use crate::stage::{Stage, StageOptions};
 
 /// Stands in for TiDB, PD and TiKV: plays a recorded TiDB to pumps, or serves the stand-ins alone.
@@ -28,6 +29,8 @@ pub struct Cli {
 enum Command {
     /// Play a recorded folder to the pumps of a cluster whose PD, TiKV and TiDB this process stands in for.
     Play(play::PlayArgs),
+    /// Run synthetic transactions against the pumps, at a rate or as fast as they acknowledge.
+    Load(load::LoadArgs),
     /// Stand in for PD, TiKV and TiDB's status port without sending anything.
     Serve(serve::ServeArgs),
 }
@@ -37,6 +40,7 @@ impl Cli {
     pub fn output(&self) -> Output {
         match &self.command {
             Command::Play(args) => args.stage.output,
+            Command::Load(args) => args.stage.output,
             Command::Serve(args) => args.stage.output,
         }
     }
@@ -46,6 +50,7 @@ impl Cli {
 pub async fn run(cli: Cli, console: &Console, shutdown: &Shutdown) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Play(args) => play::run(args, console, shutdown).await,
+        Command::Load(args) => load::run(args, console, shutdown).await,
         Command::Serve(args) => serve::run(args, console, shutdown).await,
     }
 }
@@ -104,7 +109,7 @@ struct ClientArgs {
     /// Begin once this many pumps are online.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     wait_pumps: u16,
-    /// Which pump a transaction goes to.
+    /// Which pump a transaction goes to; `recorded` needs a recording and is `range` without one.
     #[arg(long, value_enum, default_value_t)]
     strategy: Strategy,
     /// For how long a prewrite is tried before TiDB gives up and stops.
@@ -114,7 +119,11 @@ struct ClientArgs {
 
 impl ClientArgs {
     fn options(&self) -> ClientOptions {
-        ClientOptions { strategy: self.strategy, write_timeout: self.write_timeout.get() }
+        ClientOptions {
+            strategy: self.strategy,
+            write_timeout: self.write_timeout.get(),
+            ..ClientOptions::default()
+        }
     }
 }
 
@@ -149,5 +158,30 @@ impl Ready {
 impl std::fmt::Display for Ready {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "ready: pd {}  tikv {}  tidb status {}", self.pd, self.tikv, self.status)
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Pump {
+    node_id: String,
+    address: String,
+}
+
+impl From<&Registration> for Pump {
+    fn from(pump: &Registration) -> Self {
+        Self { node_id: pump.node_id.clone(), address: pump.host.clone() }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Playing {
+    event: &'static str,
+    pumps: Vec<Pump>,
+}
+
+impl std::fmt::Display for Playing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} to:", self.event)?;
+        self.pumps.iter().try_for_each(|pump| write!(f, "  {} ({})", pump.node_id, pump.address))
     }
 }

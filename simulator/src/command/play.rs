@@ -13,10 +13,9 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::{ClientArgs, Console, Ready, StageArgs};
+use super::{ClientArgs, Console, Playing, Pump, Ready, StageArgs};
 use crate::client::PumpClient;
 use crate::player::{PlayOptions, Player, Progress, Speed};
-use crate::pumps::Registration;
 use crate::recording::Recording;
 use crate::stage::Stage;
 
@@ -111,31 +110,6 @@ async fn show(console: Console, mut progress: watch::Receiver<Progress>) {
         }
     }
     bar.finish_and_clear();
-}
-
-#[derive(Debug, Serialize)]
-struct Pump {
-    node_id: String,
-    address: String,
-}
-
-impl From<&Registration> for Pump {
-    fn from(pump: &Registration) -> Self {
-        Self { node_id: pump.node_id.clone(), address: pump.host.clone() }
-    }
-}
-
-#[derive(Debug, Serialize)]
-struct Playing {
-    event: &'static str,
-    pumps: Vec<Pump>,
-}
-
-impl fmt::Display for Playing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "playing to:")?;
-        self.pumps.iter().try_for_each(|pump| write!(f, "  {} ({})", pump.node_id, pump.address))
-    }
 }
 
 #[derive(Debug, Serialize)]
