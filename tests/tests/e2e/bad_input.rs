@@ -227,3 +227,21 @@ async fn what_is_away_is_waited_for() -> Result<()> {
     .await?;
     cast.finish().await
 }
+
+/// A drainer that waits for Kafka ends when it is asked to, and well.
+#[tokio::test]
+async fn a_drainer_without_kafka_ends_when_asked() -> Result<()> {
+    let mut site = Site::with_own_kafka("nokafka", &Recording::open("shop")?).await?;
+    let simulator = site.start_simulator(Speed::Max).await?;
+    site.kafka.stop().await?;
+    let mut drainer = site.drainer("")?.program.start()?;
+    eventually("the drainer to look for Kafka", async || {
+        ensure!(drainer.ended()?.is_none(), "it ended:\n{}", drainer.log_tail());
+        Ok(drainer.log_text().to_lowercase().contains("kafka").then_some(()))
+    })
+    .await?;
+    drainer.signal(nix::sys::signal::Signal::SIGTERM)?;
+    crate::cast::ends_well(&mut drainer).await?;
+    drop(simulator);
+    Ok(())
+}
