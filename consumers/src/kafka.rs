@@ -192,6 +192,8 @@ impl LogReader {
             ("queued.max.messages.kbytes", &kilobytes),
             ("fetch.message.max.bytes", &fetch.min(1 << 20).to_string()),
             ("fetch.max.bytes", &fetch.to_string()),
+            // A producer's limit, but librdkafka wants it to be below the fetch's in a consumer, too.
+            ("message.max.bytes", &fetch.min(1_000_000).to_string()),
             // A record larger than a fetch comes alone, whatever its size.
             ("receive.message.max.bytes", "1073741824"),
         ] {

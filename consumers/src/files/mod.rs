@@ -33,7 +33,7 @@ use self::output::Output;
 use crate::chain::Start;
 use crate::config::{GapPolicy, follow_options};
 use crate::event::Event;
-use crate::follow::follow;
+use crate::follow::{follow, tail};
 use crate::metrics;
 use crate::position::Position;
 use crate::progress::FollowProgress;
@@ -74,6 +74,8 @@ pub async fn run(config: Config, telemetry: Telemetry, shutdown: Shutdown) -> an
     let options = follow_options(&config.kafka, &config.feed, spill, memory / 2, until)?;
     let (seen, ended, runtime) = (progress.clone(), shutdown.clone(), Handle::current());
     let waiting = runtime.clone();
+    let (tail_options, tail_progress, tail_ended) = (options.clone(), progress.clone(), shutdown.clone());
+    tasks.spawn_blocking("tail", move || Ok(tail::watch(&tail_options, &tail_progress, &tail_ended)?));
     tasks.spawn_blocking("follow", move || {
         follow(options, start, events, seen, ended.clone())?;
         // What was handed over is still to be written; that task ends everything.

@@ -10,6 +10,7 @@
 //! target's knowledge, and a crash loses only what the target has not taken yet.
 
 mod rows;
+pub mod tail;
 mod topics;
 
 use std::path::PathBuf;

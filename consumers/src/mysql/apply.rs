@@ -10,12 +10,14 @@ use std::time::{Duration, Instant};
 
 use mysql_async::prelude::Queryable as _;
 use mysql_async::{Error, Params, Value as DbValue};
+use node::admin::Health;
 use node::shutdown::Shutdown;
 use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::batch::{Batch, Work};
 use super::config::{Config, ConflictPolicy};
+use super::ddl::verdict::{Stopped, Verdicts};
 use super::ddl::{DdlError, journal};
 use super::meta::{Meta, OwnerEpoch};
 use super::session::{
@@ -122,20 +124,29 @@ pub(crate) struct Applier {
     /// Pieces of a transaction are written, but not committed.
     open: bool,
     progress: Arc<FollowProgress>,
+    verdicts: Verdicts,
+    health: Health,
     shutdown: Shutdown,
 }
 
+/// What an applier is made of.
+pub(crate) struct Parts {
+    pub(crate) config: Config,
+    pub(crate) meta: Meta,
+    pub(crate) owner: OwnerEpoch,
+    pub(crate) session: Session,
+    /// The stored position.
+    pub(crate) position: Option<Position>,
+    pub(crate) progress: Arc<FollowProgress>,
+    pub(crate) verdicts: Verdicts,
+    pub(crate) health: Health,
+    pub(crate) shutdown: Shutdown,
+}
+
 impl Applier {
-    pub(crate) fn new(
-        config: Config,
-        meta: Meta,
-        owner: OwnerEpoch,
-        session: Session,
-        position: Option<Position>,
-        progress: Arc<FollowProgress>,
-        shutdown: Shutdown,
-    ) -> Self {
-        Self { config, meta, owner, session, position, open: false, progress, shutdown }
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts { config, meta, owner, session, position, progress, verdicts, health, shutdown } = parts;
+        Self { config, meta, owner, session, position, open: false, progress, verdicts, health, shutdown }
     }
 
     /// Works until the end asked for, the shutdown or an error. The transaction in hand is finished first.
@@ -352,7 +363,7 @@ impl Applier {
                 seq: batch.first_seq,
                 kind: statement.kind.name(),
                 rows: statement.rows,
-                table: table(statement),
+                table: statement.table_name(),
                 reason: server_text(other, self.config.apply.show_values),
             }),
         }
@@ -409,7 +420,7 @@ impl Applier {
         let key = self.shown(single);
         warn!(
             first_seq = batch.first_seq,
-            table = table(statement),
+            table = statement.table_name(),
             key,
             rows,
             kind,
@@ -439,7 +450,7 @@ impl Applier {
         let key = self.shown(single);
         warn!(
             first_seq = batch.first_seq,
-            table = table(replace),
+            table = replace.table_name(),
             key,
             "a row was in the way and was replaced"
         );
@@ -458,7 +469,7 @@ impl Applier {
         } else {
             format!(" ({key})")
         };
-        ApplyError::Conflict { seq: batch.first_seq, what, table: table(&single.statement), key, policy }
+        ApplyError::Conflict { seq: batch.first_seq, what, table: single.statement.table_name(), key, policy }
     }
 
     fn shown(&self, single: &Single) -> String {
@@ -473,6 +484,7 @@ impl Applier {
             });
         };
         let mut backoff = Backoff::new();
+        let mut verdict = None;
         loop {
             let run = journal::run(
                 &mut self.session,
@@ -481,10 +493,23 @@ impl Applier {
                 &self.config,
                 ddl,
                 &from,
-                &self.shutdown,
+                verdict.as_ref(),
             );
             match run.await {
                 Ok(()) => break,
+                Err(DdlError::Stopped { .. }) if self.shutdown.is_cancelled() => return Ok(()),
+                Err(stop @ DdlError::Stopped { .. }) if self.config.holds_stopped_ddl() => {
+                    error!(error = %stop, "waiting for an operator");
+                    let text = stop.to_string();
+                    self.health.set("ddl", Err(text.clone()));
+                    self.progress.waiting(Some(text));
+                    let DdlError::Stopped { job_id, statement, reason, .. } = stop else { continue };
+                    let word = self.verdicts.wait(Stopped { job_id, statement, reason });
+                    let Some(given) = self.shutdown.unless(word).await else { return Ok(()) };
+                    verdict = Some(given);
+                    self.health.set("ddl", Ok(()));
+                    self.progress.waiting(None);
+                }
                 Err(DdlError::Server { source, .. }) if is_transient(&source) => {
                     metrics::retry();
                     warn!(
@@ -569,8 +594,4 @@ async fn run(session: &mut Session, statement: &Statement) -> Result<u64, Error>
         session.conn.exec_drop(statement.sql.as_str(), Params::Positional(values)).await?;
     }
     Ok(session.conn.affected_rows())
-}
-
-fn table(statement: &Statement) -> String {
-    format!("{}.{}", statement.table.database(), statement.table.name())
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use node::shutdown::Shutdown;
 use schemas::sluice::v1::{Gap, Origin};
 use tokio::sync::mpsc;
@@ -51,6 +51,11 @@ pub(crate) struct Limits {
     pub(crate) bytes: usize,
 }
 
+/// Nobody takes work any more.
+#[derive(Debug, thiserror::Error)]
+#[error("the applier ended")]
+struct ApplierEnded;
+
 /// Folds events into work until the queue ends.
 pub(crate) struct Preparer {
     renderer: Renderer,
@@ -91,6 +96,16 @@ impl Preparer {
     }
 
     pub(crate) async fn run(mut self, mut events: EventReceiver, shutdown: Shutdown) -> anyhow::Result<()> {
+        let result = self.prepare(&mut events, &shutdown).await;
+        if matches!(&result, Err(error) if error.is::<ApplierEnded>()) {
+            // Why is the applier's to say.
+            shutdown.cancelled().await;
+            return Ok(());
+        }
+        result
+    }
+
+    async fn prepare(&mut self, events: &mut EventReceiver, shutdown: &Shutdown) -> anyhow::Result<()> {
         loop {
             let full = self.fold.changes() >= self.limits.rows || self.fold.bytes() >= self.limits.bytes;
             if full {
@@ -105,7 +120,7 @@ impl Preparer {
                 // The executor has room: what is folded goes now, so that nothing waits for company.
                 permit = work.reserve(), if ready => {
                     let batch = self.take()?;
-                    permit.context("the applier ended")?.send(Work::Batch(Box::new(batch)));
+                    permit.map_err(|_| ApplierEnded)?.send(Work::Batch(Box::new(batch)));
                     continue;
                 }
                 event = events.recv() => event,
@@ -227,7 +242,7 @@ impl Preparer {
     }
 
     async fn send(&self, work: Work) -> anyhow::Result<()> {
-        self.work.send(work).await.context("the applier ended")
+        Ok(self.work.send(work).await.map_err(|_| ApplierEnded)?)
     }
 }
 

@@ -220,12 +220,25 @@ pub enum RecoverPolicy {
     Empty,
 }
 
+/// What the process does when a schema change stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnStop {
+    /// Wait for the operator's word, not ready meanwhile.
+    Hold,
+    /// Exit with an error.
+    Exit,
+}
+
 /// How schema changes are applied.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct DdlConfig {
     /// When the target cannot run a schema change: `stop` or `skip`.
     pub unsupported: DdlPolicy,
+    /// When a schema change stops: `hold` or `exit`. Absent: `hold`, but with `--until-commit-ts` `exit`, since nobody may
+    /// be there.
+    pub on_stop: Option<OnStop>,
     /// RECOVER and FLASHBACK TABLE on a target without a recycle bin: `stop` or `empty`.
     pub recover_table: RecoverPolicy,
     /// Job ids to leave out.
@@ -267,6 +280,14 @@ impl Config {
     /// The log settings.
     pub fn log(&self) -> LogConfig {
         sections::log_config(&self.log_level, self.log_format, self.log_file.as_ref())
+    }
+
+    /// True if a schema change that stops waits for an operator.
+    pub fn holds_stopped_ddl(&self) -> bool {
+        match self.ddl.on_stop {
+            Some(on_stop) => on_stop == OnStop::Hold,
+            None => self.until_commit_ts.is_none(),
+        }
     }
 
     /// Bytes folded into one downstream transaction.

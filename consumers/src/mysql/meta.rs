@@ -79,7 +79,24 @@ impl Meta {
         for table in tables {
             conn.query_drop(table).await?;
         }
-        Ok(())
+        self.prune_journal(conn).await
+    }
+
+    /// Keeps the last schema changes, for whoever wants to know what was run.
+    async fn prune_journal(&self, conn: &mut Conn) -> Result<(), Error> {
+        const KEPT: u64 = 1000;
+        let journal = self.table("ddl_journal");
+        let consumer = &self.consumer;
+        let oldest: Option<u64> = conn
+            .exec_first(
+                format!("SELECT seq FROM {journal} WHERE consumer = :consumer ORDER BY seq DESC LIMIT 1 OFFSET {KEPT}"),
+                params! { consumer },
+            )
+            .await?;
+        let Some(oldest) = oldest else { return Ok(()) };
+        let delete =
+            format!("DELETE FROM {journal} WHERE consumer = :consumer AND seq <= :oldest AND state = 'done'");
+        conn.exec_drop(delete, params! { consumer, oldest }).await
     }
 
     /// Takes the lease if nobody else holds it, or if `owner` is who held it last: then its process is dead, for the data

@@ -16,7 +16,10 @@ pub mod config;
 pub mod ddl;
 pub mod fold;
 pub mod literal;
+#[cfg(test)]
+mod live;
 mod meta;
+mod operator;
 pub mod session;
 pub mod sql;
 
@@ -36,14 +39,15 @@ use tracing::{info, warn};
 pub use apply::ApplyError;
 pub use config::{Args, Config};
 
-use self::apply::Applier;
+use self::apply::{Applier, Parts};
 use self::batch::{Limits, Preparer};
+use self::ddl::verdict::Verdicts;
 use self::meta::{Meta, OwnerEpoch, Taking};
 use self::session::{Backoff, Session};
 use self::sql::Renderer;
 use crate::chain::Start;
 use crate::config::follow_options;
-use crate::follow::follow;
+use crate::follow::{follow, tail};
 use crate::metrics;
 use crate::progress::FollowProgress;
 use crate::queue;
@@ -54,32 +58,41 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// Applies until the shutdown, the end asked for, or an error.
 pub async fn run(config: Config, telemetry: Telemetry, shutdown: Shutdown) -> anyhow::Result<()> {
     metrics::describe();
+    let mut config = config;
     let data_dir = DataDir::open(&config.data_dir)?;
+    operator::ensure_token(&mut config).context("cannot write the admin token into data-dir")?;
     let progress = Arc::new(FollowProgress::new());
     let health = Health::new();
     health.set("target", Err("not connected yet".to_owned()));
     let mut outer = Tasks::new(&shutdown);
     let status = progress.clone();
     let name = config.name.clone();
+    let verdicts = Verdicts::default();
     let admin = Admin::new(telemetry, health.clone())
-        .status(move || json!({ "consumer": name, "progress": status.to_json() }));
-    outer.spawn("admin", admin.serve(config.admin.clone(), shutdown.clone()));
+        .status(move || json!({ "consumer": name, "progress": status.to_json() }))
+        .routes(verdicts.reading())
+        .protected(verdicts.changing());
+    let admin = admin.bind(&config.admin).await?;
+    operator::settle_address(&mut config, admin.local_addr());
+    outer.spawn("admin", admin.run(shutdown.clone()));
     let work = shutdown.clone();
-    outer.spawn("apply-mysql", async move { runs(config, data_dir, progress, health, work).await });
+    outer.spawn("apply-mysql", async move {
+        runs(config, data_dir, Shared { progress, health, verdicts }, work).await
+    });
     outer.join(DRAIN + Duration::from_secs(5)).await
 }
 
-/// Runs again after what only a fresh start from the stored position heals.
-async fn runs(
-    config: Config,
-    data_dir: DataDir,
+/// What the admin listener shows and takes.
+struct Shared {
     progress: Arc<FollowProgress>,
     health: Health,
-    shutdown: Shutdown,
-) -> anyhow::Result<()> {
+    verdicts: Verdicts,
+}
+
+/// Runs again after what only a fresh start from the stored position heals.
+async fn runs(config: Config, data_dir: DataDir, shared: Shared, shutdown: Shutdown) -> anyhow::Result<()> {
     loop {
-        let result = run_once(&config, &data_dir, &progress, &health, &shutdown).await;
-        match result {
+        match run_once(&config, &data_dir, &shared, &shutdown).await {
             Err(error) if shutdown.is_cancelled() => {
                 warn!(error = format!("{error:#}"), "ended while something was wrong");
                 return Ok(());
@@ -97,10 +110,10 @@ async fn runs(
 async fn run_once(
     config: &Config,
     data_dir: &DataDir,
-    progress: &Arc<FollowProgress>,
-    health: &Health,
+    shared: &Shared,
     shutdown: &Shutdown,
 ) -> anyhow::Result<()> {
+    let Shared { progress, health, verdicts } = shared;
     let Some(mut session) = connect(config, progress, shutdown).await? else { return Ok(()) };
     let meta = Meta::new(&config.mysql.meta_database, &config.name);
     meta.create(&mut session.conn).await.context("cannot make the progress tables")?;
@@ -138,6 +151,8 @@ async fn run_once(
     )?;
     let (seen, ended) = (progress.clone(), inner.clone());
     let runtime = tokio::runtime::Handle::current();
+    let (tail_options, tail_progress, tail_ended) = (options.clone(), progress.clone(), inner.clone());
+    tasks.spawn_blocking("tail", move || Ok(tail::watch(&tail_options, &tail_progress, &tail_ended)?));
     tasks.spawn_blocking("follow", move || {
         follow(options, start, events, seen, ended.clone())?;
         // What was handed over is still to be applied; that task ends everything.
@@ -149,8 +164,17 @@ async fn run_once(
     let preparer = Preparer::new(renderer, limits, config.feed.on_gap, sender);
     let ended = inner.clone();
     tasks.spawn("prepare", async move { preparer.run(queue, ended).await });
-    let applier =
-        Applier::new(config.clone(), meta.clone(), owner, session, stored, progress.clone(), inner.clone());
+    let applier = Applier::new(Parts {
+        config: config.clone(),
+        meta: meta.clone(),
+        owner,
+        session,
+        position: stored,
+        progress: progress.clone(),
+        verdicts: verdicts.clone(),
+        health: health.clone(),
+        shutdown: inner.clone(),
+    });
     tasks.spawn("apply", async move { Ok(applier.run(receiver).await?) });
     tasks.spawn("lease", keep_lease(config.clone(), meta.clone(), owner, inner.clone()));
     let result = tasks.join(DRAIN).await;

@@ -18,7 +18,12 @@ pub(crate) const DML_MODE: &str =
 /// For rows that hold ENUM's error value (index 0), which no strict mode takes.
 pub(crate) const LENIENT_MODE: &str = "ALLOW_INVALID_DATES,NO_AUTO_VALUE_ON_ZERO,NO_ENGINE_SUBSTITUTION";
 /// For schema changes: what the upstream has done to its rows (in whatever mode) must succeed here too.
-pub(crate) const DDL_MODE: &str = LENIENT_MODE;
+///
+/// A fraction of a second that becomes shorter is rounded by TiDB and MySQL; MariaDB has to be told.
+pub(crate) fn ddl_mode(target: &Target) -> String {
+    let rounds = if target.is_mariadb() { ",TIME_ROUND_FRACTIONAL" } else { "" };
+    format!("{LENIENT_MODE}{rounds}")
+}
 
 /// What kind of server the target is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -193,6 +198,13 @@ async fn open(opts: Opts) -> Result<Session, Error> {
     }
     for pin in &pins {
         conn.query_drop(format!("SET SESSION {pin}")).await?;
+    }
+    if !target.is_tidb() {
+        // Else a TIMESTAMP gets defaults that nobody wrote. Old MariaDB has it in its configuration only, and says so.
+        let explicit: Option<u8> = conn.query_first("SELECT @@explicit_defaults_for_timestamp").await?;
+        if explicit == Some(0) {
+            conn.query_drop("SET SESSION explicit_defaults_for_timestamp=1").await?;
+        }
     }
     debug!(target = target.describe(), id = conn.id(), "connected");
     Ok(Session { conn, target, packet: packet as usize })

@@ -56,6 +56,13 @@ pub struct Statement {
     pub table: Arc<Table>,
 }
 
+impl Statement {
+    /// `database.table`, for messages.
+    pub fn table_name(&self) -> String {
+        format!("{}.{}", self.table.database(), self.table.name())
+    }
+}
+
 /// One row, by itself: what to run, and what instead if the row is missing.
 #[derive(Debug)]
 pub struct Single {

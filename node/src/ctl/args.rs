@@ -17,6 +17,7 @@ use crate::tls::Security;
     version,
     disable_version_flag = true,
     after_help = "Flags may be written with one dash, as TiDB Binlog's binlogctl has them: -pd-urls, -cmd, -node-id.\n\
+                  binlogctl ddl --help: deciding about a schema change at which an apply-mysql stopped.\n\
                   Exit status: 0 done, 1 failed, 2 wrong usage."
 )]
 pub(super) struct Args {
@@ -61,25 +62,8 @@ pub(super) struct Args {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "5m", value_name = "TIME")]
     pub(super) wait: Option<HumanDuration>,
 
-    /// Bearer token for nodes that want one: env:NAME, file:/path, or the token itself.
-    #[arg(long, env = "BINLOGCTL_TOKEN", hide_env_values = true)]
-    pub(super) token: Option<Secret>,
-
-    /// PEM file of the authorities that sign the cluster's certificates; switches TLS on.
-    #[arg(long, value_name = "FILE")]
-    ssl_ca: Option<PathBuf>,
-
-    /// PEM file of our certificate.
-    #[arg(long, value_name = "FILE", requires = "ssl_key")]
-    ssl_cert: Option<PathBuf>,
-
-    /// PEM file of its key.
-    #[arg(long, value_name = "FILE", requires = "ssl_cert")]
-    ssl_key: Option<PathBuf>,
-
-    /// How results are printed.
-    #[arg(long, value_enum, default_value_t = Output::Table)]
-    pub(super) output: Output,
+    #[command(flatten)]
+    pub(super) common: Common,
 
     /// Text for `encrypt`, which is not offered.
     #[arg(long, hide = true)]
@@ -88,6 +72,41 @@ pub(super) struct Args {
     /// Print the version.
     #[arg(short = 'V', long, action = ArgAction::Version)]
     version: Option<bool>,
+}
+
+/// Flags of every command.
+#[derive(Debug, clap::Args)]
+pub(super) struct Common {
+    /// Bearer token for nodes that want one: env:NAME, file:/path, or the token itself.
+    #[arg(long, global = true, env = "BINLOGCTL_TOKEN", hide_env_values = true)]
+    pub(super) token: Option<Secret>,
+
+    /// PEM file of the authorities that sign the cluster's certificates; switches TLS on.
+    #[arg(long, global = true, value_name = "FILE")]
+    ssl_ca: Option<PathBuf>,
+
+    /// PEM file of our certificate.
+    #[arg(long, global = true, value_name = "FILE", requires = "ssl_key")]
+    ssl_cert: Option<PathBuf>,
+
+    /// PEM file of its key.
+    #[arg(long, global = true, value_name = "FILE", requires = "ssl_cert")]
+    ssl_key: Option<PathBuf>,
+
+    /// How results are printed.
+    #[arg(long, global = true, value_enum, default_value_t = Output::Table)]
+    pub(super) output: Output,
+}
+
+impl Common {
+    pub(super) fn security(&self) -> Security {
+        Security {
+            ssl_ca: self.ssl_ca.clone(),
+            ssl_cert: self.ssl_cert.clone(),
+            ssl_key: self.ssl_key.clone(),
+            cert_allowed_cn: Vec::new(),
+        }
+    }
 }
 
 /// What can be asked for; the original's names.
@@ -181,15 +200,6 @@ impl Args {
     /// Empty if none is given.
     pub(super) fn node_id(&self) -> &str {
         self.node.as_deref().or(self.node_id.as_deref()).unwrap_or_default()
-    }
-
-    pub(super) fn security(&self) -> Security {
-        Security {
-            ssl_ca: self.ssl_ca.clone(),
-            ssl_cert: self.ssl_cert.clone(),
-            ssl_key: self.ssl_key.clone(),
-            cert_allowed_cn: Vec::new(),
-        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! status: 0 done, 1 failed, 2 wrong usage.
 
 mod args;
+mod ddl;
 mod list;
 mod meta;
 mod state;
@@ -22,6 +23,7 @@ use serde_json::{Value, json};
 use crate::pd::Pd;
 use crate::registry::{NodeKind, Registry};
 use args::{Action, Args, Output};
+use ddl::DdlArgs;
 
 /// What a command has to say, in both forms.
 struct Report {
@@ -29,10 +31,24 @@ struct Report {
     json: Value,
 }
 
+enum Command {
+    Node(Box<Args>),
+    Ddl(DdlArgs),
+}
+
 /// Runs one command line (the program's name first). Prints; never panics.
 pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let args = match Args::try_parse_from(crate::args::go_style(arguments)).and_then(Args::checked) {
-        Ok(args) => args,
+    let mut arguments = crate::args::go_style(arguments);
+    // Commands about a consumer are a family of their own: they need no PD.
+    let for_ddl = arguments.get(1).is_some_and(|word| word == "ddl");
+    let parsed = if for_ddl {
+        arguments.remove(0);
+        DdlArgs::try_parse_from(arguments).map(Command::Ddl)
+    } else {
+        Args::try_parse_from(arguments).and_then(Args::checked).map(|args| Command::Node(Box::new(args)))
+    };
+    let command = match parsed {
+        Ok(command) => command,
         Err(error) => {
             // Help and version come this way too. If even that cannot be printed, the status still tells.
             let _ = error.print();
@@ -42,10 +58,14 @@ pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             };
         }
     };
-    match perform(&args).await.and_then(|report| print(&args, &report)) {
+    let (result, output) = match &command {
+        Command::Node(args) => (perform(args).await, args.common.output),
+        Command::Ddl(args) => (ddl::decide(args).await, args.output()),
+    };
+    match result.and_then(|report| print(output, &report)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let text = match args.output {
+            let text = match output {
                 Output::Table => format!("binlogctl: {error:#}"),
                 Output::Json => json!({ "error": format!("{error:#}") }).to_string(),
             };
@@ -56,7 +76,7 @@ pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 async fn perform(args: &Args) -> anyhow::Result<Report> {
-    let pd = Pd::connect(&args.pd_urls, &args.security())
+    let pd = Pd::connect(&args.pd_urls, &args.common.security())
         .await
         .with_context(|| format!("cannot reach PD at {}", args.pd_urls.join(",")))?;
     let registry = Registry::new(pd.etcd());
@@ -75,8 +95,8 @@ async fn perform(args: &Args) -> anyhow::Result<Report> {
     }
 }
 
-fn print(args: &Args, report: &Report) -> anyhow::Result<()> {
-    let text = match args.output {
+fn print(output: Output, report: &Report) -> anyhow::Result<()> {
+    let text = match output {
         Output::Table => report.text.trim_end().to_owned(),
         Output::Json => serde_json::to_string_pretty(&report.json)?,
     };

@@ -98,7 +98,7 @@ async fn entry(registry: &Registry, kind: NodeKind, id: &str) -> anyhow::Result<
 }
 
 async fn ask(args: &Args, record: &NodeRecord, change: Change) -> anyhow::Result<String> {
-    let security = args.security();
+    let security = args.common.security();
     let scheme = if security.enabled() { "https" } else { "http" };
     let mut url = reqwest::Url::parse(&format!("{scheme}://{}", record.host))
         .with_context(|| format!("its address `{}` is not host:port", record.host))?;
@@ -106,7 +106,7 @@ async fn ask(args: &Args, record: &NodeRecord, change: Change) -> anyhow::Result
         .map_err(|()| anyhow!("its address `{}` is not host:port", record.host))?
         .extend(["state", record.node_id.as_str(), change.action()]);
     let mut request = security.http_client(REQUEST)?.put(url);
-    if let Some(token) = &args.token {
+    if let Some(token) = &args.common.token {
         request = request.bearer_auth(token.reveal()?);
     }
     let mut response = request.send().await.context("it does not answer")?;

@@ -1,10 +1,11 @@
-//! Holds a MariaDB against a recorded state, row by row.
+//! Holds a MariaDB against a recorded state: tables, their columns and keys ([`shape`]), views, and row by row.
 //!
 //! Cells are compared as the bytes both servers print, in UTC. Only where the two print one value differently are they
 //! compared as values; [`Form`] lists those places, and there are no others.
 
 pub mod load;
 mod read;
+pub mod shape;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -142,8 +143,13 @@ fn table(recorded: &Table, found: &read::Found) -> TableComparison {
     if recorded.kind != found.kind {
         return differing(rows, &format!("is a {}, recorded is a {}", found.kind, recorded.kind));
     }
-    if recorded.kind != "BASE TABLE" {
+    if recorded.kind == "SEQUENCE" {
         return TableComparison::default();
+    }
+    let mut differences =
+        shape::differences(&shape::recorded(&recorded.kind, &recorded.create), &found.shape);
+    if recorded.kind != "BASE TABLE" {
+        return TableComparison { rows, differences };
     }
     if recorded.columns != found.columns {
         let what = format!(
@@ -168,7 +174,6 @@ fn table(recorded: &Table, found: &read::Found) -> TableComparison {
         }
     }
     let mut extra: Vec<&Vec<Cell>> = buckets.into_values().flatten().collect();
-    let mut differences = Vec::new();
     for row in missing {
         // The first column is the key often enough to show what changed instead of two whole rows.
         match extra.iter().position(|candidate| candidate.first() == row.first()) {
@@ -285,8 +290,9 @@ mod tests {
     }
 
     fn found(rows: &[[&str; 2]]) -> read::Found {
-        let Table { kind, columns, rows, .. } = recorded(rows);
-        read::Found { kind, columns, rows }
+        let Table { kind, columns, rows, create } = recorded(rows);
+        let shape = shape::recorded(&kind, &create);
+        read::Found { kind, columns, rows, shape }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result};
 use mysql_async::{Conn, Row, Value, prelude::Queryable as _};
 
-use super::{Form, forms};
+use super::{Form, forms, shape};
 use crate::recording::{Cell, State};
 
 /// A table of MariaDB.
@@ -17,6 +17,8 @@ pub(super) struct Found {
     pub(super) columns: Vec<String>,
     /// In no order.
     pub(super) rows: Vec<Vec<Cell>>,
+    /// Its columns' types, its keys and the rest of its definition.
+    pub(super) shape: shape::Shape,
 }
 
 /// Schemas that are not the user's: MariaDB's, and the one in which consumers keep their progress.
@@ -40,7 +42,8 @@ pub(super) async fn tables(state: &State, session: &mut Conn) -> Result<BTreeMap
                 (&schema, &table),
             )
             .await?;
-        let mut entry = Found { kind, columns, rows: Vec::new() };
+        let shape = shape::found(session, &kind, &schema, &table).await?;
+        let mut entry = Found { kind, columns, rows: Vec::new(), shape };
         if let Some(recorded) = state.tables.get(&name).filter(|table| table.columns == entry.columns) {
             let selected: Vec<String> =
                 entry.columns.iter().zip(forms(recorded)).map(|(name, form)| select(name, form)).collect();

@@ -281,16 +281,29 @@ impl Site {
         Ok(self.service(id, "drainer-kafka", &config, &ports.admin)?.given(KAFKA_PASSWORD, kafka::PASSWORD))
     }
 
+    /// The data directory of `apply-mysql`.
+    pub fn apply_data(&self) -> PathBuf {
+        self.folder().join("apply-mysql")
+    }
+
     /// `apply-mysql` into this site's MariaDB.
+    ///
+    /// A recovered table comes back without rows, as it did in the TiDB that was recorded, whose storage had deleted them at
+    /// once.
     pub fn apply(&self) -> Result<Service> {
+        self.apply_with("recover-table = \"empty\"")
+    }
+
+    /// The same with another `[ddl]` section.
+    pub fn apply_with(&self, ddl: &str) -> Result<Service> {
         let (user, security) = match &self.identity {
             Some(identity) => (mariadb::SECURED_USER, format!("[mysql.security]\n{}", files(identity))),
             None => (mariadb::USER, String::new()),
         };
         let config = format!(
-            "data-dir = {:?}\n\n{}\n[apply]\nlease-ttl = \"2s\"\n\n[mysql]\nhost = \"127.0.0.1\"\nport = {}\nuser = {user:?}\n\
+            "data-dir = {:?}\n\n{}\n[apply]\nlease-ttl = \"2s\"\n\n[ddl]\n{ddl}\n\n[mysql]\nhost = \"127.0.0.1\"\nport = {}\nuser = {user:?}\n\
              password = \"env:{PASSWORD_VARIABLE}\"\n{security}\n[admin]\naddr = {:?}\n",
-            self.folder().join("apply-mysql"),
+            self.apply_data(),
             self.feed(),
             self.mariadb.port(),
             self.apply

@@ -75,7 +75,7 @@ pub(crate) async fn hold_the_log_once(site: &Site, format: Format) -> Result<()>
         let table = exported.get(&change).cloned().unwrap_or_else(|| "in pieces".to_owned());
         logged.insert(change, table);
     }
-    ensure!(exported.len() > 100, "only {} changes exported: this proves nothing", exported.len());
+    ensure!(exported.len() > 50, "only {} changes exported: this proves nothing", exported.len());
     let differing = |a: &BTreeMap<Change, String>, b: &BTreeMap<Change, String>| -> Vec<String> {
         a.iter()
             .filter(|(change, table)| b.get(change) != Some(table))

@@ -62,10 +62,6 @@ fn crates_depend_forward_only() -> Result<()> {
 /// A file has one job; one that grows past this has two.
 const LONGEST_FILE: usize = 600;
 
-/// Files that may be longer, and why.
-const LONGER: &[(&str, &str)] =
-    &[("consumers/src/align.rs", "a dozen lines over, with the tests that pin its rules beside them")];
-
 #[test]
 fn source_files_stay_short() -> Result<()> {
     let output = Command::new("git")
@@ -80,7 +76,7 @@ fn source_files_stay_short() -> Result<()> {
         // A file deleted and not yet committed is listed still.
         let Ok(text) = std::fs::read_to_string(root().join(file)) else { continue };
         let lines = text.lines().count();
-        if lines > LONGEST_FILE && !LONGER.iter().any(|(name, _)| *name == file) {
+        if lines > LONGEST_FILE {
             long += &format!("{file}: {lines} lines\n");
         }
     }
@@ -205,5 +201,28 @@ fn every_example_configuration_loads() -> Result<()> {
         }
     }
     ensure!(loaded == 9, "{loaded} examples");
+    Ok(())
+}
+
+/// A page that says what is tested where must not outlive the test.
+#[test]
+fn tests_named_in_the_documentation_exist() -> Result<()> {
+    let page = std::fs::read_to_string(root().join("docs/fidelity.md"))?;
+    let mut named = BTreeSet::new();
+    for quoted in page.split('`').skip(1).step_by(2) {
+        if let Some((file, test)) = quoted.split_once(".rs::") {
+            named.insert((format!("{file}.rs"), test.to_owned()));
+        }
+    }
+    ensure!(named.len() > 15, "only {} tests named: is this looking at the right page?", named.len());
+    for (file, test) in named {
+        let text = std::fs::read_to_string(root().join(&file)).with_context(|| file.clone())?;
+        let place = text.find(&format!("fn {test}("));
+        let place =
+            place.with_context(|| format!("docs/fidelity.md names {file}::{test}, which is not there"))?;
+        let above: Vec<&str> = text[..place].lines().rev().take(4).collect();
+        let is_test = above.iter().any(|line| line.contains("#[test]") || line.contains("#[tokio::test"));
+        ensure!(is_test || text[..place].contains("proptest!"), "{file}::{test} is no test");
+    }
     Ok(())
 }

@@ -7,6 +7,7 @@ mod exports;
 mod house;
 mod instruments;
 mod large;
+mod operator;
 mod phantom;
 mod replay;
 mod secured;

@@ -46,6 +46,36 @@ async fn concurrent() -> Result<()> {
     every_state_is_reproduced("concurrent", Format::Jsonl).await?.finish().await
 }
 
+/// Every type at its extremes, hostile names among them.
+#[tokio::test]
+async fn types() -> Result<()> {
+    every_state_is_reproduced("types", Format::Jsonl).await?.finish().await
+}
+
+/// Every kind of key and of partition.
+#[tokio::test]
+async fn keys() -> Result<()> {
+    every_state_is_reproduced("keys", Format::Jsonl).await?.finish().await
+}
+
+/// A transaction of 40,000 rows, and rows of megabytes.
+#[tokio::test]
+async fn large() -> Result<()> {
+    every_state_is_reproduced("large", Format::Jsonl).await?.finish().await
+}
+
+/// Schema changes of every kind, alone and under concurrent writes.
+#[tokio::test]
+async fn ddl() -> Result<()> {
+    every_state_is_reproduced("ddl", Format::Jsonl).await?.finish().await
+}
+
+/// Schema changes and writes in a random mix.
+#[tokio::test]
+async fn random() -> Result<()> {
+    every_state_is_reproduced("random", Format::Jsonl).await?.finish().await
+}
+
 /// Commits that never arrived and committed transactions that sent a rollback are in the states; true rollbacks are not.
 /// Nothing stays undecided.
 #[tokio::test]

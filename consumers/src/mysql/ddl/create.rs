@@ -7,7 +7,9 @@
 use std::fmt::Write as _;
 
 use serde::Deserialize;
-use tidb::model::{ColumnInfo, IndexInfo, Name, PartitionInfo, PartitionKind, TableInfo, flag, tp};
+use tidb::model::{
+    ColumnInfo, IndexInfo, Name, PartitionDefinition, PartitionInfo, PartitionKind, TableInfo, flag, tp,
+};
 
 use crate::mysql::charset;
 use crate::mysql::literal::{identifier, quoted, string, table_name};
@@ -16,13 +18,13 @@ use crate::mysql::session::Target;
 /// Something that the target cannot have.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{0}")]
-pub struct Impossible(pub String);
+pub(super) struct Impossible(pub(super) String);
 
 /// `CREATE TABLE` for a definition.
-pub fn create_table(database: &str, table: &TableInfo, target: &Target) -> Result<String, Impossible> {
+pub(super) fn create_table(database: &str, table: &TableInfo, target: &Target) -> Result<String, Impossible> {
     let mut parts: Vec<String> = Vec::new();
     for info in table.public_columns().filter(|column| !column.hidden) {
-        parts.push(column(info, target)?);
+        parts.push(column(table, info, target)?);
     }
     if table.pk_is_handle
         && let Some(handle) = table.handle_column()
@@ -56,15 +58,20 @@ pub fn create_table(database: &str, table: &TableInfo, target: &Target) -> Resul
 }
 
 /// A column's definition, name included.
-pub fn column(info: &ColumnInfo, target: &Target) -> Result<String, Impossible> {
+pub(super) fn column(table: &TableInfo, info: &ColumnInfo, target: &Target) -> Result<String, Impossible> {
     let mut out = quoted(info.name());
     out.push(' ');
-    attributes(&mut out, info, target)?;
+    attributes(&mut out, table, info, target)?;
     Ok(out)
 }
 
 /// Everything of a column's definition but its name.
-pub(super) fn attributes(out: &mut String, info: &ColumnInfo, target: &Target) -> Result<(), Impossible> {
+pub(super) fn attributes(
+    out: &mut String,
+    table: &TableInfo,
+    info: &ColumnInfo,
+    target: &Target,
+) -> Result<(), Impossible> {
     let kind = &info.field_type;
     out.push_str(&info.sql_type());
     if kind.is_text() || matches!(kind.tp, tp::ENUM | tp::SET) {
@@ -85,7 +92,7 @@ pub(super) fn attributes(out: &mut String, info: &ColumnInfo, target: &Target) -
             out.push_str(" ON UPDATE CURRENT_TIMESTAMP");
             fraction(out, info);
         }
-        if kind.has(flag::AUTO_INCREMENT) {
+        if kind.has(flag::AUTO_INCREMENT) && leads_a_key(table, info) {
             out.push_str(" AUTO_INCREMENT");
         }
     }
@@ -94,6 +101,17 @@ pub(super) fn attributes(out: &mut String, info: &ColumnInfo, target: &Target) -
         string(out, &info.comment);
     }
     Ok(())
+}
+
+/// MySQL and MariaDB want an AUTO_INCREMENT column to be the first one of a key; TiDB does not. Without it rows stay the
+/// same: their numbers are in the log.
+fn leads_a_key(table: &TableInfo, info: &ColumnInfo) -> bool {
+    let first = |index: &IndexInfo| {
+        let offset = index.idx_cols.first().map(|part| part.offset);
+        offset.and_then(|offset| table.cols.get(offset)).is_some_and(|column| column.id == info.id)
+    };
+    table.pk_is_handle && table.handle_column().is_some_and(|column| column.id == info.id)
+        || table.index_info.iter().any(|index| index.is_public() && first(index))
 }
 
 fn fraction(out: &mut String, info: &ColumnInfo) {
@@ -105,10 +123,11 @@ fn fraction(out: &mut String, info: &ColumnInfo) {
 /// True for a default that is taken from the clock.
 pub(super) fn is_now(info: &ColumnInfo) -> bool {
     let upper = info.default.as_ref().map(|literal| literal.text().to_ascii_uppercase()).unwrap_or_default();
-    matches!(info.field_type.tp, tp::TIMESTAMP | tp::DATETIME | tp::DATE) && upper.starts_with("CURRENT_TIMESTAMP")
+    matches!(info.field_type.tp, tp::TIMESTAMP | tp::DATETIME | tp::DATE)
+        && upper.starts_with("CURRENT_TIMESTAMP")
 }
 
-fn default(out: &mut String, info: &ColumnInfo, target: &Target) -> Result<(), Impossible> {
+pub(super) fn default(out: &mut String, info: &ColumnInfo, target: &Target) -> Result<(), Impossible> {
     let kind = &info.field_type;
     if kind.has(flag::AUTO_INCREMENT) {
         return Ok(());
@@ -148,18 +167,22 @@ fn default(out: &mut String, info: &ColumnInfo, target: &Target) -> Result<(), I
 }
 
 /// An index, unless it is one that MariaDB cannot have and that has no effect on rows.
-pub(super) fn key(table: &TableInfo, index: &IndexInfo, target: &Target) -> Result<Option<String>, Impossible> {
+pub(super) fn key(
+    table: &TableInfo,
+    index: &IndexInfo,
+    target: &Target,
+) -> Result<Option<String>, Impossible> {
     let mut parts = Vec::new();
     for part in &*index.idx_cols {
         let info = table.cols.get(part.offset).ok_or_else(|| {
-            Impossible(format!("index {} names column {} that is not there", index.idx_name, part.offset))
+            Impossible(format!("index {} names column {} that is not there", index.name, part.offset))
         })?;
         if info.hidden {
             if target.is_mariadb() {
                 if index.is_unique {
                     return Err(Impossible(format!(
                         "MariaDB has no unique index on an expression ({})",
-                        index.idx_name
+                        index.name
                     )));
                 }
                 return Ok(None);
@@ -174,8 +197,8 @@ pub(super) fn key(table: &TableInfo, index: &IndexInfo, target: &Target) -> Resu
     let parts = parts.join(", ");
     let mut out = match (index.is_primary, index.is_unique) {
         (true, _) => format!("PRIMARY KEY ({parts})"),
-        (false, true) => format!("UNIQUE KEY {} ({parts})", quoted(index.idx_name.as_str())),
-        (false, false) => format!("KEY {} ({parts})", quoted(index.idx_name.as_str())),
+        (false, true) => format!("UNIQUE KEY {} ({parts})", quoted(index.name.as_str())),
+        (false, false) => format!("KEY {} ({parts})", quoted(index.name.as_str())),
     };
     if !index.comment.is_empty() {
         out.push_str(" COMMENT ");
@@ -206,7 +229,8 @@ pub(super) struct ForeignKey {
 
 impl ForeignKey {
     pub(super) fn render(&self, database: &str) -> String {
-        let names = |names: &[Name]| names.iter().map(|name| quoted(name.as_str())).collect::<Vec<_>>().join(", ");
+        let names =
+            |names: &[Name]| names.iter().map(|name| quoted(name.as_str())).collect::<Vec<_>>().join(", ");
         let schema = self.ref_schema.as_str();
         let mut out = format!(
             "CONSTRAINT {} FOREIGN KEY ({}) REFERENCES {} ({})",
@@ -232,14 +256,17 @@ impl ForeignKey {
 
 pub(super) fn foreign_keys(table: &TableInfo) -> Result<Vec<ForeignKey>, Impossible> {
     let parsed = table.fk_info.parse::<Option<Vec<ForeignKey>>>();
-    Ok(parsed.map_err(|error| Impossible(format!("its foreign keys cannot be read: {error}")))?.unwrap_or_default())
+    Ok(parsed
+        .map_err(|error| Impossible(format!("its foreign keys cannot be read: {error}")))?
+        .unwrap_or_default())
 }
 
 /// A CHECK constraint as in TiDB's JSON.
 #[derive(Debug, Deserialize)]
 pub(super) struct Check {
+    pub(super) id: i64,
     #[serde(rename = "constraint_name")]
-    name: Name,
+    pub(super) name: Name,
     #[serde(rename = "expr_string")]
     expression: String,
     #[serde(default)]
@@ -249,21 +276,24 @@ pub(super) struct Check {
 }
 
 impl Check {
-    fn render(&self) -> String {
+    pub(super) fn render(&self) -> String {
         format!("CONSTRAINT {} CHECK ({})", quoted(self.name.as_str()), self.expression)
     }
 }
 
-fn checks(table: &TableInfo) -> Result<Vec<Check>, Impossible> {
+/// Those that are in force: one that is not has no effect.
+pub(super) fn checks(table: &TableInfo) -> Result<Vec<Check>, Impossible> {
     const PUBLIC: u8 = 5;
     let parsed = table.constraint_info.parse::<Option<Vec<Check>>>();
-    let mut checks =
-        parsed.map_err(|error| Impossible(format!("its CHECK constraints cannot be read: {error}")))?.unwrap_or_default();
+    let mut checks = parsed
+        .map_err(|error| Impossible(format!("its CHECK constraints cannot be read: {error}")))?
+        .unwrap_or_default();
     checks.retain(|check| check.enforced && check.state == PUBLIC);
     Ok(checks)
 }
 
-fn partition_by(out: &mut String, info: &PartitionInfo) -> Result<(), Impossible> {
+/// `PARTITION BY …` for a definition.
+pub(super) fn partition_by(out: &mut String, info: &PartitionInfo) -> Result<(), Impossible> {
     let columns = || info.columns.iter().map(|name| quoted(name.as_str())).collect::<Vec<_>>().join(", ");
     let by_columns = !info.columns.is_empty();
     let rule = match info.kind {
@@ -280,38 +310,55 @@ fn partition_by(out: &mut String, info: &PartitionInfo) -> Result<(), Impossible
     let _ = write!(out, "PARTITION BY {rule}");
     if matches!(info.kind, PartitionKind::Hash | PartitionKind::Key) {
         // Names tell later statements (TRUNCATE PARTITION p1) which one they mean.
-        let names: Vec<String> =
-            info.definitions.iter().map(|definition| format!("PARTITION {}", quoted(definition.name.as_str()))).collect();
+        let names: Vec<String> = info
+            .definitions
+            .iter()
+            .map(|definition| format!("PARTITION {}", quoted(definition.name.as_str())))
+            .collect();
         let _ = write!(out, " ({})", names.join(", "));
         return Ok(());
     }
-    out.push_str(" (");
-    for (index, definition) in info.definitions.iter().enumerate() {
-        out.push_str(if index > 0 { ", PARTITION " } else { "PARTITION " });
-        identifier(out, definition.name.as_str());
+    let _ = write!(out, " ({})", definitions(info, info.definitions.iter()));
+    Ok(())
+}
+
+/// `PARTITION p VALUES …, …` for partitions of a range or list.
+pub(super) fn definitions<'d>(
+    info: &PartitionInfo,
+    definitions: impl Iterator<Item = &'d PartitionDefinition>,
+) -> String {
+    let mut out = String::new();
+    for definition in definitions {
+        out.push_str(if out.is_empty() { "PARTITION " } else { ", PARTITION " });
+        identifier(&mut out, definition.name.as_str());
         if info.kind == PartitionKind::Range {
             let _ = write!(out, " VALUES LESS THAN ({})", definition.less_than.join(", "));
         } else {
-            list_values(out, &definition.in_values.iter().map(|tuple| tuple.to_vec()).collect::<Vec<_>>());
+            let tuples: Vec<_> = definition.in_values.iter().map(|tuple| tuple.to_vec()).collect();
+            list_values(&mut out, &tuples);
         }
         if !definition.comment.is_empty() {
             out.push_str(" COMMENT ");
-            string(out, &definition.comment);
+            string(&mut out, &definition.comment);
         }
     }
-    out.push(')');
-    Ok(())
+    out
 }
 
 fn list_values(out: &mut String, tuples: &[Vec<String>]) {
     // TiDB keeps the default partition of a list as the word or as no value at all.
-    if tuples.is_empty() || tuples.iter().any(|tuple| tuple.len() == 1 && tuple[0].eq_ignore_ascii_case("default")) {
+    if tuples.is_empty()
+        || tuples.iter().any(|tuple| tuple.len() == 1 && tuple[0].eq_ignore_ascii_case("default"))
+    {
         out.push_str(" DEFAULT");
         return;
     }
-    let values: Vec<String> = tuples
-        .iter()
-        .map(|tuple| if let [value] = tuple.as_slice() { value.clone() } else { format!("({})", tuple.join(", ")) })
-        .collect();
+    let values: Vec<String> =
+        tuples
+            .iter()
+            .map(|tuple| {
+                if let [value] = tuple.as_slice() { value.clone() } else { format!("({})", tuple.join(", ")) }
+            })
+            .collect();
     let _ = write!(out, " VALUES IN ({})", values.join(", "));
 }

@@ -14,17 +14,18 @@
 
 use mysql_async::prelude::Queryable as _;
 use mysql_async::{Error, Row as DbRow, params};
-use node::shutdown::Shutdown;
 use tracing::{info, warn};
 
 use super::DdlError;
 use super::plan::{Plan, Step, plan};
+use super::verdict::Verdict;
 use crate::event::Ddl;
 use crate::metrics;
 use crate::mysql::config::{Config, DdlPolicy};
 use crate::mysql::literal::{quoted, string, table_name};
 use crate::mysql::meta::{Meta, OwnerEpoch};
-use crate::mysql::session::{Backoff, DDL_MODE, DML_MODE, Session, is_transient};
+use crate::mysql::operator;
+use crate::mysql::session::{Backoff, DML_MODE, Session, ddl_mode, is_transient};
 use crate::position::Position;
 
 /// A journal entry.
@@ -36,7 +37,7 @@ struct Entry {
     statements: Vec<String>,
 }
 
-/// Runs `ddl`, or what is left of it, and moves the position.
+/// Runs `ddl`, or what is left of it, and moves the position. `verdict` is an operator's word on it, if it stopped before.
 pub(crate) async fn run(
     session: &mut Session,
     meta: &Meta,
@@ -44,32 +45,32 @@ pub(crate) async fn run(
     config: &Config,
     ddl: &Ddl,
     from: &Position,
-    shutdown: &Shutdown,
+    verdict: Option<&Verdict>,
 ) -> Result<(), DdlError> {
-    let _ = shutdown;
-    let steps = steps(session, config, meta, ddl)?;
+    let steps = steps(session, config, ddl, verdict)?;
     let mut next = 0;
     match entry(session, meta, ddl.seq).await? {
         Some(entry) if entry.state == "done" => return finish(session, meta, owner, ddl, from, &steps).await,
         Some(entry) => {
             end_connection(session, entry.connection_id).await?;
             next = entry.steps;
-            if entry.statements.get(next) != steps.get(next).map(|step| &step.statement) {
-                warn!(job = ddl.entry.job_id, "the schema change was planned differently before the restart");
-            }
-            let now = looks(session, ddl).await?;
-            if now == entry.before_step {
+            let same = entry.statements.iter().eq(steps.iter().map(|step| &step.statement));
+            if looks(session, ddl).await? == entry.before_step {
                 info!(job = ddl.entry.job_id, step = next, "an interrupted schema change had not happened");
             } else {
                 info!(job = ddl.entry.job_id, step = next, "an interrupted schema change had happened");
                 next += 1;
+            }
+            if !same && verdict.is_some() {
+                // Other statements than those that were tried.
+                next = 0;
             }
         }
         None => {}
     }
     for (number, step) in steps.iter().enumerate().skip(next) {
         intend(session, meta, owner, ddl, from, &steps, number).await?;
-        execute(session, ddl, step, config, meta).await?;
+        execute(session, ddl, step, config).await?;
     }
     finish(session, meta, owner, ddl, from, &steps).await?;
     metrics::ddl(if steps.is_empty() { "nothing" } else { "run" });
@@ -77,8 +78,25 @@ pub(crate) async fn run(
 }
 
 /// The steps to run, by plan and policy.
-fn steps(session: &Session, config: &Config, meta: &Meta, ddl: &Ddl) -> Result<Vec<Step>, DdlError> {
+pub(crate) fn steps(
+    session: &Session,
+    config: &Config,
+    ddl: &Ddl,
+    verdict: Option<&Verdict>,
+) -> Result<Vec<Step>, DdlError> {
     let job_id = ddl.entry.job_id;
+    let database = Some(ddl.entry.current_database.clone()).filter(|name| !name.is_empty());
+    match verdict {
+        Some(Verdict::Skip) => {
+            metrics::ddl("skipped");
+            return Ok(Vec::new());
+        }
+        Some(Verdict::Replace(statement)) => {
+            metrics::ddl("replaced");
+            return Ok(vec![Step { database, statement: statement.clone(), timestamp: None }]);
+        }
+        None => {}
+    }
     if config.ddl.skip.contains(&job_id) {
         warn!(job = job_id, statement = ddl.entry.statement, "left out a schema change, as configured");
         metrics::ddl("skipped");
@@ -87,7 +105,6 @@ fn steps(session: &Session, config: &Config, meta: &Meta, ddl: &Ddl) -> Result<V
     if let Some(statement) = config.ddl.replace.get(&job_id.to_string()) {
         warn!(job = job_id, statement, "running another statement for a schema change, as configured");
         metrics::ddl("replaced");
-        let database = Some(ddl.entry.current_database.clone()).filter(|name| !name.is_empty());
         return Ok(vec![Step { database, statement: statement.clone(), timestamp: None }]);
     }
     match plan(ddl, &session.target, &config.ddl) {
@@ -106,11 +123,11 @@ fn steps(session: &Session, config: &Config, meta: &Meta, ddl: &Ddl) -> Result<V
             metrics::ddl("skipped");
             Ok(Vec::new())
         }
-        Plan::Unsupported(reason) => Err(stopped(ddl, meta, reason)),
+        Plan::Unsupported(reason) => Err(stopped(ddl, config, reason)),
     }
 }
 
-fn stopped(ddl: &Ddl, meta: &Meta, reason: String) -> DdlError {
+fn stopped(ddl: &Ddl, config: &Config, reason: String) -> DdlError {
     let action = tidb::model::ActionType::from(ddl.entry.action.unsigned_abs());
     DdlError::Stopped {
         job_id: ddl.entry.job_id,
@@ -118,7 +135,7 @@ fn stopped(ddl: &Ddl, meta: &Meta, reason: String) -> DdlError {
         seq: ddl.seq,
         reason,
         statement: ddl.entry.statement.clone(),
-        consumer: meta.consumer().to_owned(),
+        flags: operator::flags(config),
     }
 }
 
@@ -256,7 +273,7 @@ fn file_name(name: &str) -> String {
 }
 
 /// Writes down what is about to run. Also the last look at the lease.
-async fn intend(
+pub(crate) async fn intend(
     session: &mut Session,
     meta: &Meta,
     owner: OwnerEpoch,
@@ -310,12 +327,11 @@ async fn write_entry(
         .await
 }
 
-async fn execute(
+pub(crate) async fn execute(
     session: &mut Session,
     ddl: &Ddl,
     step: &Step,
     config: &Config,
-    meta: &Meta,
 ) -> Result<(), DdlError> {
     if let Some(database) = &step.database {
         match session.conn.query_drop(format!("USE {}", quoted(database))).await {
@@ -324,7 +340,8 @@ async fn execute(
             other => other?,
         }
     }
-    session.conn.query_drop(format!("SET SESSION sql_mode='{DDL_MODE}'")).await?;
+    let mode = ddl_mode(&session.target);
+    session.conn.query_drop(format!("SET SESSION sql_mode='{mode}'")).await?;
     if let Some(micros) = step.timestamp {
         session
             .conn
@@ -345,7 +362,7 @@ async fn execute(
                 metrics::ddl("skipped");
                 return Ok(());
             }
-            return Err(stopped(ddl, meta, format!("the target refuses `{}`: {error}", step.statement)));
+            return Err(stopped(ddl, config, format!("the target refuses `{}`: {error}", step.statement)));
         }
     }
     Ok(reset(session).await?)

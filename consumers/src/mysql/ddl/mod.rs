@@ -1,8 +1,12 @@
 //! Schema changes: what to run for one ([`plan`]), and running it so that a crash neither loses nor repeats it
 //! ([`journal`]).
 
+mod alter;
+mod create;
 pub(crate) mod journal;
 pub mod plan;
+mod token;
+pub mod verdict;
 
 /// A schema change cannot be applied.
 #[derive(Debug, thiserror::Error)]
@@ -10,8 +14,8 @@ pub enum DdlError {
     /// The target cannot run it, and the policy is to stop.
     #[error(
         "schema change stopped: job {job_id} ({action}) of transaction {seq}: {reason}\n  statement: {statement}\n  to leave \
-         it out:      binlogctl ddl skip --consumer {consumer} --job {job_id}\n  to run another one: binlogctl ddl replace \
-         --consumer {consumer} --job {job_id} --statement '…'"
+         it out:      binlogctl ddl skip --job {job_id} {flags}\n  to run another one: binlogctl ddl replace --job \
+         {job_id} --statement '…' {flags}"
     )]
     Stopped {
         /// The job.
@@ -24,8 +28,8 @@ pub enum DdlError {
         reason: String,
         /// As the upstream ran it.
         statement: String,
-        /// Our name.
-        consumer: String,
+        /// Flags with which an operator reaches our admin listener.
+        flags: String,
     },
     /// The lease is not ours any more.
     #[error("another instance took over")]

@@ -1,10 +1,21 @@
 //! What to run downstream for a schema change. Pure.
+//!
+//! TiDB runs the statement as it stands. For MySQL and MariaDB it is made from the definitions before and after the
+//! change, so that nothing depends on the server's defaults or on the database a session was in; only ALTER TABLE and
+//! views follow the statement's own text ([`super::alter`]). A kind of job that is not known is refused.
 
-use tidb::model::ActionType;
+use serde::Deserialize;
+use tidb::model::{ActionType, DbInfo, Job, TableInfo};
 
+use super::alter::{Spec, specs};
+use super::create::{Impossible, create_table};
+use super::token::{Tokens, tokenize};
 use crate::event::Ddl;
+use crate::mysql::charset;
 use crate::mysql::config::{DdlConfig, RecoverPolicy};
+use crate::mysql::literal::{quoted, table_name};
 use crate::mysql::session::Target;
+use crate::schema::Table;
 
 /// A statement and what it needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,11 +39,145 @@ pub enum Plan {
     Unsupported(String),
 }
 
-/// Kinds of jobs that change no table's rows or shape: placement, TiFlash, caching, statistics, resource groups.
-fn has_no_effect(action: ActionType) -> bool {
-    matches!(
-        action,
-        ActionType::LockTable
+/// Why a job needs nothing on MySQL and MariaDB.
+const NO_EFFECT: &str = "it has no effect on rows or their shape";
+
+/// The plan for a schema change.
+pub fn plan(ddl: &Ddl, target: &Target, config: &DdlConfig) -> Plan {
+    let statement = ddl.entry.statement.trim().trim_end_matches(';').trim_end();
+    let context = Context { ddl, target, config, statement };
+    let result = if is_setval(statement) {
+        context.setval()
+    } else if target.is_tidb() {
+        context.as_it_stands()
+    } else {
+        context.adjusted()
+    };
+    match result {
+        Ok(plan) => plan,
+        Err(Impossible(reason)) => Plan::Unsupported(reason),
+    }
+}
+
+/// Sequences report what they gave out as a statement of their own.
+fn is_setval(statement: &str) -> bool {
+    statement.get(..14).is_some_and(|head| head.eq_ignore_ascii_case("select setval("))
+}
+
+struct Context<'a> {
+    ddl: &'a Ddl,
+    target: &'a Target,
+    config: &'a DdlConfig,
+    statement: &'a str,
+}
+
+impl Context<'_> {
+    fn step(&self, statement: impl Into<String>) -> Step {
+        let database = &self.ddl.entry.current_database;
+        Step {
+            database: (!database.is_empty()).then(|| database.clone()),
+            statement: statement.into(),
+            timestamp: None,
+        }
+    }
+
+    fn run(&self, statement: impl Into<String>) -> Result<Plan, Impossible> {
+        Ok(Plan::Run(vec![self.step(statement)]))
+    }
+
+    fn as_it_stands(&self) -> Result<Plan, Impossible> {
+        match self.action() {
+            ActionType::FlashbackCluster => return self.flashback_cluster(),
+            // A DROP of several is one job each, all with the same text.
+            ActionType::DropTable => return self.drop("TABLE"),
+            ActionType::DropView => return self.drop("VIEW"),
+            ActionType::DropSequence => return self.drop("SEQUENCE"),
+            ActionType::RecoverTable => {
+                let tokens = tokenize(self.statement);
+                // Jobs have other numbers there.
+                if Tokens::new(self.statement, &tokens).is(2, &["BY", "JOB"]) {
+                    let table = self.ddl.after.first().ok_or_else(|| {
+                        Impossible("the table that it recovered is not in the log".to_owned())
+                    })?;
+                    return self.run(format!("RECOVER TABLE {}", table_name(table.database(), table.name())));
+                }
+            }
+            _ => {}
+        }
+        let mut step = self.step(self.statement);
+        // CURRENT_TIMESTAMP fills the rows that are there with what it was upstream.
+        if let (Some(before), Some(after)) = (self.ddl.before.first(), self.ddl.after.first())
+            && let (Ok(before), Ok(after)) = (info(before), info(after))
+        {
+            let specs = specs(self.statement, &before, &after, "", self.target, true).unwrap_or_default();
+            step.timestamp = specs.iter().find_map(|spec| spec.timestamp);
+        }
+        Ok(Plan::Run(vec![step]))
+    }
+
+    fn setval(&self) -> Result<Plan, Impossible> {
+        if matches!(self.target, Target::MySql { .. }) {
+            return Ok(Plan::Nothing("MySQL has no sequences"));
+        }
+        self.run(self.statement)
+    }
+
+    fn action(&self) -> ActionType {
+        ActionType::from(self.ddl.entry.action.unsigned_abs())
+    }
+
+    fn adjusted(&self) -> Result<Plan, Impossible> {
+        match self.action() {
+            ActionType::CreateSchema => self.create_database(),
+            ActionType::DropSchema => self.run(self.statement),
+            ActionType::ModifySchemaCharset => self.alter_database(),
+            ActionType::CreateTable => self.create_tables(),
+            ActionType::CreateTables => self.create_tables(),
+            ActionType::DropTable => self.drop("TABLE"),
+            ActionType::DropView => self.drop("VIEW"),
+            ActionType::DropSequence => self.sequence(|| self.drop("SEQUENCE")),
+            ActionType::CreateSequence | ActionType::AlterSequence => {
+                self.sequence(|| self.run(self.statement))
+            }
+            ActionType::CreateView => self.run(self.statement),
+            ActionType::TruncateTable => {
+                let table = self.one_before()?;
+                self.run(format!("TRUNCATE TABLE {}", table_name(table.database(), table.name())))
+            }
+            ActionType::RenameTable | ActionType::RenameTables => self.rename(),
+            ActionType::RecoverTable => self.recover(),
+            ActionType::FlashbackSchema => self.flashback_database(),
+            ActionType::FlashbackCluster => self.flashback_cluster(),
+            ActionType::AddColumn
+            | ActionType::DropColumn
+            | ActionType::AddColumns
+            | ActionType::DropColumns
+            | ActionType::ModifyColumn
+            | ActionType::SetDefaultValue
+            | ActionType::AddIndex
+            | ActionType::DropIndex
+            | ActionType::DropIndexes
+            | ActionType::RenameIndex
+            | ActionType::AlterIndexVisibility
+            | ActionType::AddPrimaryKey
+            | ActionType::DropPrimaryKey
+            | ActionType::AddForeignKey
+            | ActionType::DropForeignKey
+            | ActionType::AddCheckConstraint
+            | ActionType::DropCheckConstraint
+            | ActionType::AlterCheckConstraint
+            | ActionType::RebaseAutoId
+            | ActionType::ModifyTableComment
+            | ActionType::ModifyTableCharset
+            | ActionType::AddTablePartition
+            | ActionType::DropTablePartition
+            | ActionType::TruncateTablePartition
+            | ActionType::ReorganizeTablePartition
+            | ActionType::ExchangeTablePartition
+            | ActionType::PartitionTableBy
+            | ActionType::RemoveTablePartitioning
+            | ActionType::MultiSchemaChange => self.alter_table(),
+            ActionType::LockTable
             | ActionType::UnlockTable
             | ActionType::SetTiFlashReplica
             | ActionType::UpdateTiFlashStatus
@@ -55,19 +200,338 @@ fn has_no_effect(action: ActionType) -> bool {
             | ActionType::CreateResourceGroup
             | ActionType::AlterResourceGroup
             | ActionType::DropResourceGroup
-    )
+            | ActionType::RepairTable => Ok(Plan::Nothing(NO_EFFECT)),
+            other => Err(Impossible(format!("jobs of type {} are not known to this build", other.number()))),
+        }
+    }
+
+    fn job(&self) -> Result<Job, Impossible> {
+        let json = self.ddl.job.as_ref();
+        let json = json.ok_or_else(|| Impossible("the job is not in the schema topic".to_owned()))?;
+        Job::parse(json).map_err(|error| Impossible(format!("the job cannot be read: {error}")))
+    }
+
+    /// True if the job says that its session was in UTC.
+    fn in_utc(&self) -> bool {
+        let job =
+            self.ddl.job.as_ref().and_then(|json| serde_json::from_slice::<serde_json::Value>(json).ok());
+        let location = job.as_ref().map(|job| &job["reorg_meta"]["location"]);
+        location.is_some_and(|location| {
+            location["offset"] == 0 && matches!(location["name"].as_str(), Some("" | "UTC" | "Etc/UTC"))
+        })
+    }
+
+    fn database(&self) -> Result<DbInfo, Impossible> {
+        self.job()?
+            .binlog
+            .db_info
+            .ok_or_else(|| Impossible("the job does not describe its database".to_owned()))
+    }
+
+    /// `CHARACTER SET … COLLATE …` of a database, as TiDB has it.
+    fn database_charset(&self, database: &DbInfo) -> String {
+        let (charset, collate) = charset::for_target(self.target, &database.charset, &database.collate);
+        format!("CHARACTER SET {charset} COLLATE {collate}")
+    }
+
+    fn create_database(&self) -> Result<Plan, Impossible> {
+        let database = self.database()?;
+        let tokens = tokenize(self.statement);
+        let exists = Tokens::new(self.statement, &tokens).is(2, &["IF", "NOT", "EXISTS"]);
+        let exists = if exists { "IF NOT EXISTS " } else { "" };
+        let charset = self.database_charset(&database);
+        self.run(format!("CREATE DATABASE {exists}{} {charset}", quoted(database.name.as_str())))
+    }
+
+    fn alter_database(&self) -> Result<Plan, Impossible> {
+        let database = self.database()?;
+        let charset = self.database_charset(&database);
+        self.run(format!("ALTER DATABASE {} {charset}", quoted(database.name.as_str())))
+    }
+
+    fn create_tables(&self) -> Result<Plan, Impossible> {
+        if self.ddl.after.is_empty() {
+            return Err(Impossible("the definition that it made is not in the log".to_owned()));
+        }
+        let create = |table: &std::sync::Arc<Table>| {
+            Ok(self.step(create_table(table.database(), &info(table)?, self.target)?))
+        };
+        Ok(Plan::Run(self.ddl.after.iter().map(create).collect::<Result<_, _>>()?))
+    }
+
+    fn one_before(&self) -> Result<&Table, Impossible> {
+        let table = self.ddl.before.first();
+        table
+            .map(AsRef::as_ref)
+            .ok_or_else(|| Impossible("the definition that it changed is not in the log".to_owned()))
+    }
+
+    fn drop(&self, what: &str) -> Result<Plan, Impossible> {
+        if self.ddl.before.is_empty() {
+            // Not the statement: it may name more than this job's.
+            let job = self.job()?;
+            let info = job.binlog.table_info.as_ref();
+            let info = info.ok_or_else(|| Impossible("what it dropped is not in the log".to_owned()))?;
+            return self.run(format!("DROP {what} {}", table_name(&job.schema_name, info.name())));
+        }
+        let names: Vec<String> =
+            self.ddl.before.iter().map(|table| table_name(table.database(), table.name())).collect();
+        self.run(format!("DROP {what} {}", names.join(", ")))
+    }
+
+    fn sequence(&self, plan: impl FnOnce() -> Result<Plan, Impossible>) -> Result<Plan, Impossible> {
+        if self.target.is_mariadb() { plan() } else { Err(Impossible("MySQL has no sequences".to_owned())) }
+    }
+
+    /// Through names of our own where tables change places.
+    fn rename(&self) -> Result<Plan, Impossible> {
+        let mut moves = Vec::new();
+        for before in &self.ddl.before {
+            let after = self.ddl.after.iter().find(|after| after.id() == before.id());
+            let after = after
+                .ok_or_else(|| Impossible(format!("where table {} went is not in the log", before.name())))?;
+            let (from, to) =
+                (table_name(before.database(), before.name()), table_name(after.database(), after.name()));
+            if from != to {
+                moves.push((
+                    from,
+                    to,
+                    table_name(after.database(), &format!("_sluice_rename_{}", before.id())),
+                ));
+            }
+        }
+        if moves.is_empty() {
+            return if self.ddl.before.is_empty() {
+                self.run(self.statement)
+            } else {
+                Ok(Plan::Nothing("the name stays"))
+            };
+        }
+        let collide =
+            moves.iter().any(|(_, to, _)| moves.iter().any(|(from, ..)| from.eq_ignore_ascii_case(to)));
+        let pairs: Vec<String> = if collide {
+            let away = moves.iter().map(|(from, _, through)| format!("{from} TO {through}"));
+            away.chain(moves.iter().map(|(_, to, through)| format!("{through} TO {to}"))).collect()
+        } else {
+            moves.iter().map(|(from, to, _)| format!("{from} TO {to}")).collect()
+        };
+        self.run(format!("RENAME TABLE {}", pairs.join(", ")))
+    }
+
+    fn recover(&self) -> Result<Plan, Impossible> {
+        match self.config.recover_table {
+            RecoverPolicy::Empty => self.create_tables(),
+            RecoverPolicy::Stop => Err(Impossible(format!(
+                "{} has no recycle bin, so the rows of the recovered table are not there. Load them by hand after creating \
+                 the table, or set ddl.recover-table = \"empty\" to create it without rows",
+                self.target.describe()
+            ))),
+        }
+    }
+
+    fn flashback_database(&self) -> Result<Plan, Impossible> {
+        match self.config.recover_table {
+            RecoverPolicy::Empty => {
+                let database = self.database()?;
+                let charset = self.database_charset(&database);
+                let create = format!("CREATE DATABASE {} {charset}", quoted(database.name.as_str()));
+                let mut steps = vec![self.step(create)];
+                if let (false, Plan::Run(tables)) = (self.ddl.after.is_empty(), self.create_tables()?) {
+                    steps.extend(tables);
+                }
+                Ok(Plan::Run(steps))
+            }
+            RecoverPolicy::Stop => self.recover(),
+        }
+    }
+
+    fn flashback_cluster(&self) -> Result<Plan, Impossible> {
+        Err(Impossible(
+            "FLASHBACK CLUSTER moved the whole upstream back in time without writing what changed into its binlog. Load \
+             this target anew from the upstream and attach it with initial-commit-ts"
+                .to_owned(),
+        ))
+    }
+
+    fn alter_table(&self) -> Result<Plan, Impossible> {
+        let before = self.one_before()?;
+        let after = self.ddl.after.iter().find(|after| after.id() == before.id()).or(self.ddl.after.first());
+        let after =
+            after.ok_or_else(|| Impossible("the definition that it made is not in the log".to_owned()))?;
+        // The partitioned table of an exchange is the one that the statement alters.
+        let (before, after) = self.altered(before, after);
+        let (old, new) = (info(before)?, info(after)?);
+        if old.is_view() || old.is_sequence() {
+            return self.run(self.statement);
+        }
+        let specs = specs(self.statement, &old, &new, before.database(), self.target, self.in_utc())?;
+        let name = table_name(before.database(), before.name());
+        let steps = steps(&specs).into_iter().map(|(parts, timestamp)| Step {
+            timestamp,
+            ..self.step(format!("ALTER TABLE {name} {}", parts.join(", ")))
+        });
+        let steps: Vec<Step> = steps.collect();
+        Ok(if steps.is_empty() { Plan::Nothing(NO_EFFECT) } else { Plan::Run(steps) })
+    }
+
+    /// The table that the statement names, before and after: of several, the partitioned one.
+    fn altered<'b>(&'b self, before: &'b Table, after: &'b Table) -> (&'b Table, &'b Table) {
+        if self.action() != ActionType::ExchangeTablePartition {
+            return (before, after);
+        }
+        let partitioned =
+            |table: &&std::sync::Arc<Table>| info(table).is_ok_and(|info| info.partitions().is_some());
+        let before = self.ddl.before.iter().find(partitioned).map_or(before, AsRef::as_ref);
+        let after =
+            self.ddl.after.iter().find(|after| after.id() == before.id()).map_or(after, AsRef::as_ref);
+        (before, after)
+    }
 }
 
-/// The plan for a schema change.
-pub fn plan(ddl: &Ddl, target: &Target, config: &DdlConfig) -> Plan {
-    let action = ActionType::from(ddl.entry.action.unsigned_abs());
-    let statement = ddl.entry.statement.trim().trim_end_matches(';').to_owned();
-    let database = (!ddl.entry.current_database.is_empty()).then(|| ddl.entry.current_database.clone());
-    let run =
-        |statement: String| Plan::Run(vec![Step { database: database.clone(), statement, timestamp: None }]);
-    if !target.is_tidb() && has_no_effect(action) {
-        return Plan::Nothing("it has no effect on rows or their shape");
+/// Parts put into statements: those that come before, those that share a clock, those that come after.
+fn steps(specs: &[Spec]) -> Vec<(Vec<&str>, Option<i64>)> {
+    let mut steps: Vec<(Vec<&str>, Option<i64>)> = Vec::new();
+    for turn in 0..=2 {
+        let specs: Vec<&Spec> = specs.iter().filter(|spec| spec.turn == turn).collect();
+        let clocks: Vec<i64> = specs.iter().filter_map(|spec| spec.timestamp).collect();
+        if clocks.windows(2).all(|pair| pair[0] == pair[1]) {
+            if !specs.is_empty() {
+                steps.push((specs.iter().map(|spec| spec.text.as_str()).collect(), clocks.first().copied()));
+            }
+        } else {
+            // Columns of different clocks (the upstream session had a zone of its own) one by one, in order.
+            steps.extend(specs.iter().map(|spec| (vec![spec.text.as_str()], spec.timestamp)));
+        }
     }
-    let _ = (config.recover_table, RecoverPolicy::Stop);
-    run(statement)
+    steps
+}
+
+/// TiDB's own description of a table.
+fn info(table: &Table) -> Result<TableInfo, Impossible> {
+    let json = &table.definition.tidb_json;
+    let mut reader = serde_json::Deserializer::from_slice(json);
+    TableInfo::deserialize(&mut reader).map_err(|error| {
+        Impossible(format!("the definition of {}.{} cannot be read: {error}", table.database(), table.name()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use schemas::sluice::v1::{DdlEntry, TableDefinition};
+    use tidb::ts::{CommitTs, StartTs};
+
+    use super::*;
+    use crate::mysql::config::RecoverPolicy;
+
+    fn ddl(action: u32, statement: &str) -> Ddl {
+        Ddl {
+            seq: 1,
+            commit_ts: CommitTs::new(2),
+            start_ts: StartTs::new(1),
+            entry: DdlEntry {
+                job_id: 9,
+                action: action as i32,
+                statement: statement.to_owned(),
+                current_database: "d".into(),
+                ..Default::default()
+            },
+            before: vec![],
+            after: vec![],
+            job: None,
+            after_position: None,
+        }
+    }
+
+    fn table(name: &str) -> Arc<Table> {
+        let json = format!(
+            r#"{{"id":5,"name":{{"O":"{name}","L":"{name}"}},"charset":"utf8mb4","collate":"utf8mb4_bin","cols":[{{"id":1,"name":{{"O":"a","L":"a"}},"offset":0,"origin_default":null,"default":null,"type":{{"Tp":3,"Flag":0,"Flen":11,"Decimal":0,"Charset":"binary","Collate":"binary","Elems":null}},"state":5}}],"index_info":null,"state":5,"pk_is_handle":false}}"#
+        );
+        Arc::new(Table::new(TableDefinition {
+            table_id: 5,
+            version: 1,
+            database: "d".into(),
+            table: name.into(),
+            tidb_json: json.into_bytes().into(),
+            ..Default::default()
+        }))
+    }
+
+    fn target(version: &str) -> Target {
+        Target::from_version(version)
+    }
+
+    fn statements(plan: Plan) -> Vec<String> {
+        match plan {
+            Plan::Run(steps) => steps.into_iter().map(|step| step.statement).collect(),
+            Plan::Nothing(_) => Vec::new(),
+            Plan::Unsupported(reason) => vec![format!("refused: {reason}")],
+        }
+    }
+
+    /// No kind falls through to the refusal of unknown ones, and each is in the documentation.
+    #[test]
+    fn every_kind_of_job_is_decided_and_documented() {
+        let page = include_str!("../../../../docs/fidelity.md");
+        let mut known = 0;
+        for number in 1..=200 {
+            let action = ActionType::from(number);
+            let plan = plan(&ddl(number, "x"), &target("10.11.6-MariaDB"), &DdlConfig::default());
+            let unknown = format!("jobs of type {number} are not known to this build");
+            if matches!(action, ActionType::Other(_)) {
+                assert_eq!(plan, Plan::Unsupported(unknown));
+                continue;
+            }
+            known += 1;
+            assert_ne!(plan, Plan::Unsupported(unknown));
+            assert!(page.contains(&format!("`{action:?}`")), "{action:?} is not in docs/fidelity.md");
+        }
+        assert!(known >= 68, "{known}");
+    }
+
+    #[test]
+    fn what_only_tidb_can_do_stops_and_says_why() {
+        let config = DdlConfig::default();
+        for version in ["10.11.6-MariaDB", "8.0.36", "5.7.25-TiDB-v7.1.6"] {
+            let flashback = ddl(ActionType::FlashbackCluster.number(), "FLASHBACK CLUSTER TO TIMESTAMP '…'");
+            let said = statements(plan(&flashback, &target(version), &config));
+            assert!(
+                said[0].contains("refused: FLASHBACK CLUSTER") && said[0].contains("initial-commit-ts"),
+                "{said:?}"
+            );
+        }
+        let mut recover = ddl(ActionType::RecoverTable.number(), "RECOVER TABLE BY JOB 7;");
+        recover.after = vec![table("t")];
+        let said = statements(plan(&recover, &target("8.0.36"), &config));
+        assert!(said[0].contains("MySQL") && said[0].contains("no recycle bin"), "{said:?}");
+        let empty = DdlConfig { recover_table: RecoverPolicy::Empty, ..DdlConfig::default() };
+        assert!(
+            statements(plan(&recover, &target("10.11.6-MariaDB"), &empty))[0]
+                .starts_with("CREATE TABLE `d`.`t`")
+        );
+        // Jobs have other numbers on another TiDB.
+        let tidb = statements(plan(&recover, &target("5.7.25-TiDB-v7.1.6"), &config));
+        assert_eq!(tidb, ["RECOVER TABLE `d`.`t`"]);
+        let sequence = ddl(ActionType::CreateSequence.number(), "CREATE SEQUENCE `s`");
+        assert_eq!(
+            statements(plan(&sequence, &target("8.0.36"), &config)),
+            ["refused: MySQL has no sequences"]
+        );
+        assert_eq!(statements(plan(&sequence, &target("10.11.6-MariaDB"), &config)), ["CREATE SEQUENCE `s`"]);
+    }
+
+    /// One job each, all with the same text.
+    #[test]
+    fn a_drop_of_several_drops_one_at_a_time() {
+        let mut drop = ddl(ActionType::DropTable.number(), "DROP TABLE `t`, `u`");
+        drop.before = vec![table("t")];
+        for version in ["10.11.6-MariaDB", "8.0.36", "5.7.25-TiDB-v7.1.6"] {
+            let said = statements(plan(&drop, &target(version), &DdlConfig::default()));
+            assert_eq!(said, ["DROP TABLE `d`.`t`"], "{version}");
+        }
+        drop.before.clear();
+        let said = statements(plan(&drop, &target("8.0.36"), &DdlConfig::default()));
+        assert!(said[0].starts_with("refused: "), "{said:?}");
+    }
 }

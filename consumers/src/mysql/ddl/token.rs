@@ -47,10 +47,20 @@ pub(crate) fn tokenize(text: &str) -> Vec<Token> {
                 if byte == b'`' { Kind::Name } else { Kind::String }
             }
             b'/' if bytes.get(at + 1) == Some(&b'*') => {
-                at = text[at..].find("*/").map_or(bytes.len(), |end| at + end + 2);
+                at = match conditional(&text[at..]) {
+                    Some(opening) => at + opening,
+                    None => text[at..].find("*/").map_or(bytes.len(), |end| at + end + 2),
+                };
                 continue;
             }
-            b'-' if bytes.get(at + 1) == Some(&b'-') && bytes.get(at + 2).is_none_or(u8::is_ascii_whitespace) => {
+            // The end of a conditional comment.
+            b'*' if bytes.get(at + 1) == Some(&b'/') => {
+                at += 2;
+                continue;
+            }
+            b'-' if bytes.get(at + 1) == Some(&b'-')
+                && bytes.get(at + 2).is_none_or(u8::is_ascii_whitespace) =>
+            {
                 at = text[at..].find('\n').map_or(bytes.len(), |end| at + end);
                 continue;
             }
@@ -76,6 +86,16 @@ pub(crate) fn tokenize(text: &str) -> Vec<Token> {
         tokens.push(Token { kind, range: start..at });
     }
     tokens
+}
+
+/// The length of the opening of `/*!40101 … */`, which counts; not that of `/*!90000`, in which TiDB 3 put what only it
+/// knows.
+fn conditional(text: &str) -> Option<usize> {
+    const ONLY_TIDB: u32 = 90_000;
+    let rest = text.strip_prefix("/*!")?;
+    let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let version = rest[..digits].parse::<u32>().unwrap_or(0);
+    (version < ONLY_TIDB).then_some(3 + digits)
 }
 
 fn is_word(byte: u8) -> bool {
@@ -142,7 +162,9 @@ impl<'a> Tokens<'a> {
     pub(crate) fn is(&self, index: usize, words: &[&str]) -> bool {
         words.iter().enumerate().all(|(offset, word)| {
             self.tokens.get(index + offset).is_some_and(|token| {
-                token.kind != Kind::Name && token.kind != Kind::String && self.text[token.range.clone()].eq_ignore_ascii_case(word)
+                token.kind != Kind::Name
+                    && token.kind != Kind::String
+                    && self.text[token.range.clone()].eq_ignore_ascii_case(word)
             })
         })
     }
@@ -216,14 +238,34 @@ mod tests {
     #[test]
     fn pieces() {
         assert_eq!(
-            raws("ALTER TABLE `a``b`.`c` ADD COLUMN x VARCHAR(10) DEFAULT _UTF8MB4'it''s, \\'q\\'' /*T![x] y */;"),
+            raws(
+                "ALTER TABLE `a``b`.`c` ADD COLUMN x VARCHAR(10) DEFAULT _UTF8MB4'it''s, \\'q\\'' /*T![x] y */;"
+            ),
             [
-                "ALTER", "TABLE", "`a``b`", ".", "`c`", "ADD", "COLUMN", "x", "VARCHAR", "(", "10", ")", "DEFAULT",
-                "_UTF8MB4", "'it''s, \\'q\\''", ";"
+                "ALTER",
+                "TABLE",
+                "`a``b`",
+                ".",
+                "`c`",
+                "ADD",
+                "COLUMN",
+                "x",
+                "VARCHAR",
+                "(",
+                "10",
+                ")",
+                "DEFAULT",
+                "_UTF8MB4",
+                "'it''s, \\'q\\''",
+                ";"
             ]
         );
         assert_eq!(raws("a-- b\n--c -1 #d\n青"), ["a", "-", "-", "c", "-", "1", "青"]);
         assert_eq!(raws("'open"), ["'open"]);
+        assert_eq!(
+            raws("a /*!40101 b*/ c /*!90000 d */ /*T![x] e */ /*! f */ /* g */"),
+            ["a", "b", "c", "f"]
+        );
     }
 
     #[test]

@@ -1,0 +1,348 @@
+//! How tables look: MariaDB's columns, keys and partitions held against TiDB's `SHOW CREATE TABLE`.
+//!
+//! From what TiDB shows follows what MariaDB has to have. Where MariaDB forces a difference, a [`Rule`] says which; there is
+//! no other tolerance, and each rule is listed with its reason in `docs/fidelity.md`.
+
+mod found;
+mod recorded;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+pub(super) use found::shape as found;
+pub(super) use recorded::shape as recorded;
+
+/// A difference that MariaDB forces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rule {
+    /// The display width of integers and years is not compared: TiDB drops it in later versions.
+    DisplayWidth,
+    /// MariaDB's JSON is LONGTEXT with a CHECK.
+    JsonIsText,
+    /// `utf8` is called `utf8mb3`.
+    Utf8mb3,
+    /// TiDB's latin1 holds any character: such a column is utf8mb4 there.
+    Latin1IsUtf8mb4,
+    /// MySQL 8's collations have stand-ins.
+    StandInCollation,
+    /// A generated column takes no NOT NULL.
+    GeneratedNullable,
+    /// There are no indexes on expressions.
+    NoExpressionIndex,
+    /// An INVISIBLE index is IGNORED.
+    IgnoredIndex,
+    /// A CHECK that is not enforced is not there.
+    NoUnenforcedCheck,
+    /// InnoDB makes an index for a foreign key that has none.
+    ForeignKeyIndex,
+}
+
+impl Rule {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::DisplayWidth,
+        Self::JsonIsText,
+        Self::Utf8mb3,
+        Self::Latin1IsUtf8mb4,
+        Self::StandInCollation,
+        Self::GeneratedNullable,
+        Self::NoExpressionIndex,
+        Self::IgnoredIndex,
+        Self::NoUnenforcedCheck,
+        Self::ForeignKeyIndex,
+    ];
+}
+
+/// What a column has as its default.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum DefaultValue {
+    /// None at all.
+    Absent,
+    Null,
+    /// A literal's text.
+    Text(String),
+    /// The clock, to so many digits.
+    Now(u8),
+    /// An expression, without what means nothing in it.
+    Expression(String),
+}
+
+/// A column.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ColumnShape {
+    pub(super) name: String,
+    pub(super) kind: String,
+    /// Charset and collation of text.
+    pub(super) text: Option<(String, String)>,
+    pub(super) nullable: bool,
+    pub(super) default: DefaultValue,
+    pub(super) on_update: bool,
+    pub(super) auto_increment: bool,
+    /// `VIRTUAL` or `STORED`. That the expression is the same, the rows tell.
+    pub(super) generated: Option<String>,
+    pub(super) comment: String,
+}
+
+/// A key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct KeyShape {
+    pub(super) unique: bool,
+    /// Column and length of its prefix.
+    pub(super) parts: Vec<(String, Option<u64>)>,
+    pub(super) ignored: bool,
+}
+
+/// A table or view.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Shape {
+    pub(super) columns: Vec<ColumnShape>,
+    pub(super) keys: BTreeMap<String, KeyShape>,
+    pub(super) foreign_keys: BTreeSet<String>,
+    pub(super) checks: BTreeSet<String>,
+    pub(super) partitions: Vec<String>,
+    pub(super) comment: String,
+}
+
+/// What differs, one line each.
+pub(super) fn differences(recorded: &Shape, found: &Shape) -> Vec<String> {
+    let mut out = Vec::new();
+    for column in &recorded.columns {
+        match found.columns.iter().find(|other| other.name == column.name) {
+            Some(other) if same_column(column, other) => {}
+            other => out.push(format!("column {} is {other:?}, recorded {column:?}", column.name)),
+        }
+    }
+    let mut keys = found.keys.clone();
+    for (name, key) in &recorded.keys {
+        match keys.remove(name) {
+            Some(other) if other == *key => {}
+            other => out.push(format!("key {name} is {other:?}, recorded {key:?}")),
+        }
+    }
+    // Rule::ForeignKeyIndex.
+    keys.retain(|name, key| key.unique || !recorded.foreign_keys.contains(name));
+    out.extend(keys.iter().map(|(name, key)| format!("key {name} should not be there: {key:?}")));
+    for (what, found, recorded) in [
+        ("foreign keys", &found.foreign_keys, &recorded.foreign_keys),
+        ("CHECK constraints", &found.checks, &recorded.checks),
+    ] {
+        if found != recorded {
+            out.push(format!("{what} are {found:?}, recorded {recorded:?}"));
+        }
+    }
+    if found.partitions != recorded.partitions {
+        out.push(format!("partitions are {:?}, recorded {:?}", found.partitions, recorded.partitions));
+    }
+    if found.comment != recorded.comment {
+        out.push(format!("the comment is {:?}, recorded {:?}", found.comment, recorded.comment));
+    }
+    out
+}
+
+fn same_column(recorded: &ColumnShape, found: &ColumnShape) -> bool {
+    let numbers = |a: &str, b: &str| match (a.parse::<f64>(), b.parse::<f64>()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => false,
+    };
+    let default = match (&recorded.default, &found.default) {
+        // A number's default is quoted on one side and bare on the other.
+        (DefaultValue::Text(a), DefaultValue::Text(b)) => a == b || recorded.text.is_none() && numbers(a, b),
+        (a, b) => a == b,
+    };
+    default && ColumnShape { default: recorded.default.clone(), ..found.clone() } == *recorded
+}
+
+/// A type without what the rules leave out.
+fn plain_type(kind: &str) -> String {
+    // Rule::DisplayWidth.
+    const WIDTHS: [&str; 6] = ["tinyint", "smallint", "mediumint", "int", "bigint", "year"];
+    let lower = kind.to_lowercase();
+    let base = lower.split('(').next().unwrap_or_default();
+    if WIDTHS.contains(&base)
+        && let Some((_, rest)) = lower.split_once(')')
+    {
+        return format!("{base}{rest}");
+    }
+    // Values of an enumeration keep their case.
+    if matches!(base, "enum" | "set") { kind.to_owned() } else { lower }
+}
+
+/// Charset and collation as MariaDB has to have them.
+fn text_of(charset: &str, collation: &str) -> (String, String) {
+    let (charset, collation) = (charset.to_lowercase(), collation.to_lowercase());
+    match (charset.as_str(), collation.as_str()) {
+        // Rule::Latin1IsUtf8mb4.
+        ("latin1", _) => ("utf8mb4".into(), "utf8mb4_bin".into()),
+        // Rule::StandInCollation.
+        (_, "utf8mb4_0900_ai_ci") => (charset, "utf8mb4_unicode_520_nopad_ci".into()),
+        (_, "utf8mb4_0900_bin") => (charset, "utf8mb4_nopad_bin".into()),
+        // Rule::Utf8mb3.
+        ("utf8", _) => ("utf8mb3".into(), collation.replacen("utf8_", "utf8mb3_", 1)),
+        _ => (charset, collation),
+    }
+}
+
+/// An expression without spaces, back-ticks, outer brackets and the introducers of its strings.
+fn expression(text: &str) -> String {
+    let mut text: String = text.to_lowercase().chars().filter(|c| !c.is_whitespace() && *c != '`').collect();
+    while let Some(inner) = text.strip_prefix('(').and_then(|text| text.strip_suffix(')')) {
+        text = inner.to_owned();
+    }
+    text.replace("_utf8mb4'", "'")
+}
+
+/// A default's text: `'x'`, `b'1010'`, `CURRENT_TIMESTAMP(3)`, `NULL`, a number, or an expression.
+fn default_of(text: &str) -> DefaultValue {
+    let lower = text.to_lowercase();
+    if lower == "null" {
+        return DefaultValue::Null;
+    }
+    if let Some(rest) = lower.strip_prefix("current_timestamp") {
+        let digits = rest.trim_start_matches('(').trim_end_matches(')');
+        return DefaultValue::Now(digits.parse().unwrap_or(0));
+    }
+    if let Some(bits) = lower.strip_prefix("b'").and_then(|rest| rest.strip_suffix('\'')) {
+        return match u64::from_str_radix(bits, 2) {
+            Ok(bits) => DefaultValue::Text(bits.to_string()),
+            Err(_) => DefaultValue::Expression(lower),
+        };
+    }
+    match text.strip_prefix('\'').and_then(|rest| rest.strip_suffix('\'')) {
+        Some(quoted) => DefaultValue::Text(quoted.replace("''", "'")),
+        None if text.parse::<f64>().is_ok() => DefaultValue::Text(text.to_owned()),
+        None => DefaultValue::Expression(expression(text)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn column(definition: &str) -> ColumnShape {
+        let create = format!(
+            "CREATE TABLE `t` (\n  {definition}\n) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin COMMENT='it''s'"
+        );
+        recorded("BASE TABLE", &create).columns.remove(0)
+    }
+
+    #[test]
+    fn what_mariadb_has_to_have() {
+        for (definition, kind, text) in [
+            ("`a` int(11) unsigned zerofill DEFAULT NULL,", "int unsigned zerofill", None),
+            ("`a` year(4) DEFAULT NULL", "year", None),
+            ("`a` json DEFAULT NULL", "longtext", Some(("utf8mb4", "utf8mb4_bin"))),
+            (
+                "`a` enum('A','b,c','d''e') DEFAULT NULL",
+                "enum('A','b,c','d''e')",
+                Some(("utf8mb4", "utf8mb4_bin")),
+            ),
+            (
+                "`a` varchar(5) CHARACTER SET latin1 COLLATE latin1_bin DEFAULT NULL",
+                "varchar(5)",
+                Some(("utf8mb4", "utf8mb4_bin")),
+            ),
+            (
+                "`a` varchar(5) CHARACTER SET utf8 COLLATE utf8_bin DEFAULT NULL",
+                "varchar(5)",
+                Some(("utf8mb3", "utf8mb3_bin")),
+            ),
+            (
+                "`a` char(5) COLLATE utf8mb4_0900_ai_ci NOT NULL",
+                "char(5)",
+                Some(("utf8mb4", "utf8mb4_unicode_520_nopad_ci")),
+            ),
+            ("`a` varbinary(7) DEFAULT NULL", "varbinary(7)", None),
+        ] {
+            let column = column(definition);
+            let text =
+                text.map(|(charset, collation): (&str, &str)| (charset.to_owned(), collation.to_owned()));
+            assert_eq!((column.kind.as_str(), column.text), (kind, text), "{definition}");
+        }
+        let generated = column("`v` int(11) GENERATED ALWAYS AS (`a` * 2) STORED NOT NULL");
+        assert!(generated.nullable && generated.generated.as_deref() == Some("STORED"));
+    }
+
+    #[test]
+    fn defaults() {
+        for (definition, default) in [
+            ("`a` int(11) NOT NULL", DefaultValue::Absent),
+            ("`a` int(11) DEFAULT '5'", DefaultValue::Text("5".into())),
+            ("`a` varchar(9) DEFAULT 'NOT NULL, it''s'", DefaultValue::Text("NOT NULL, it's".into())),
+            ("`a` bit(4) DEFAULT b'1010'", DefaultValue::Text("10".into())),
+            (
+                "`a` datetime(3) DEFAULT CURRENT_TIMESTAMP(3) ON UPDATE CURRENT_TIMESTAMP(3)",
+                DefaultValue::Now(3),
+            ),
+            ("`a` varchar(64) DEFAULT (uuid())", DefaultValue::Expression("uuid()".into())),
+        ] {
+            assert_eq!(column(definition).default, default, "{definition}");
+        }
+        assert!(column("`a` timestamp NULL DEFAULT CURRENT_TIMESTAMP ON UPDATE CURRENT_TIMESTAMP").on_update);
+        assert_eq!(default_of("current_timestamp()"), DefaultValue::Now(0));
+    }
+
+    #[test]
+    fn keys_and_partitions() {
+        let create = "CREATE TABLE `t` (\n  `a` int(11) NOT NULL,\n  PRIMARY KEY (`a`) /*T![clustered_index] CLUSTERED */,\n  \
+                      UNIQUE KEY `u``k` (`b`(3),`c d`),\n  KEY `e` ((`a` + `b`)),\n  KEY `i` (`a`) /*!80000 INVISIBLE */,\n  \
+                      CONSTRAINT `f` FOREIGN KEY (`a`) REFERENCES `k`.`p` (`id`),\nCONSTRAINT `c` CHECK ((`a` > 0)),\n\
+                      CONSTRAINT `n` CHECK ((`a` > 0)) /*!80016 NOT ENFORCED */\n) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 \
+                      COLLATE=utf8mb4_bin COMMENT='x'\nPARTITION BY RANGE (`id`)\n(PARTITION `p1` VALUES LESS THAN (20),\n \
+                      PARTITION `p2` VALUES LESS THAN (MAXVALUE))";
+        let shape = recorded("BASE TABLE", create);
+        let key = |unique, parts: &[(&str, Option<u64>)], ignored| KeyShape {
+            unique,
+            parts: parts.iter().map(|(name, length)| ((*name).to_owned(), *length)).collect(),
+            ignored,
+        };
+        let expected = [
+            ("PRIMARY".to_owned(), key(true, &[("a", None)], false)),
+            ("i".to_owned(), key(false, &[("a", None)], true)),
+            ("u`k".to_owned(), key(true, &[("b", Some(3)), ("c d", None)], false)),
+        ];
+        assert_eq!(shape.keys, expected.into());
+        assert_eq!((shape.foreign_keys.len(), shape.checks.len()), (1, 1));
+        assert_eq!(
+            (shape.partitions, shape.comment),
+            (vec!["p1".to_owned(), "p2".to_owned()], "x".to_owned())
+        );
+        let hash = "CREATE TABLE `t` (\n  `a` int(11)\n) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin\nPARTITION BY HASH (`id`) PARTITIONS 2";
+        assert_eq!(recorded("BASE TABLE", hash).partitions, ["p0", "p1"]);
+        let view = "CREATE ALGORITHM=UNDEFINED DEFINER=`root`@`%` SQL SECURITY DEFINER VIEW `v2` (`id`, `v``w`) AS SELECT 1";
+        let names: Vec<String> =
+            recorded("VIEW", view).columns.into_iter().map(|column| column.name).collect();
+        assert_eq!(names, ["id", "v`w"]);
+    }
+
+    #[test]
+    fn what_differs_is_said() {
+        let create = |column: &str| {
+            recorded(
+                "BASE TABLE",
+                &format!("CREATE TABLE `t` (\n  `a` {column}\n) DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin"),
+            )
+        };
+        let shape = create("int(11) DEFAULT '5'");
+        assert!(differences(&shape, &create("int DEFAULT '5.0'")).is_empty());
+        for other in [
+            "bigint(20) DEFAULT '5'",
+            "int(11) NOT NULL DEFAULT '5'",
+            "int(11) DEFAULT '6'",
+            "int(11) DEFAULT NULL",
+        ] {
+            assert_eq!(differences(&shape, &create(other)).len(), 1, "{other}");
+        }
+        let mut more = shape.clone();
+        more.keys
+            .insert("k".into(), KeyShape { unique: false, parts: vec![("a".into(), None)], ignored: false });
+        assert_eq!((differences(&shape, &more).len(), differences(&more, &shape).len()), (1, 1));
+    }
+
+    /// Every rule is explained where users look.
+    #[test]
+    fn every_rule_is_documented() {
+        let page = include_str!("../../../../docs/fidelity.md");
+        for rule in Rule::ALL {
+            assert!(page.contains(&format!("`{rule:?}`")), "{rule:?} is not in docs/fidelity.md");
+        }
+    }
+}
