@@ -8,6 +8,9 @@ use tidb::ts::{CommitTs, StartTs};
 /// Different contents, so that nothing between client and disk profits from repetition.
 const VARIANTS: usize = 61;
 
+/// The primary key of every transaction: nothing conflicts here.
+pub(crate) const PRIMARY: &[u8] = b"t\x80\0\0\0\0\0\0\x50_r\x80\0\0\0\0\0\0\x01";
+
 /// Makes binlogs whose prewrites have a given length.
 #[derive(Clone, Debug)]
 pub struct Binlogs {
@@ -20,7 +23,7 @@ fn binlog(tp: BinlogType, start_ts: StartTs, commit_ts: CommitTs, value: Option<
         tp: Some(tp as i32),
         start_ts: Some(start_ts.0.to_i64()),
         commit_ts: Some(commit_ts.0.to_i64()),
-        prewrite_key: Some(Bytes::from_static(b"t\x80\0\0\0\0\0\0\x50_r\x80\0\0\0\0\0\0\x01")),
+        prewrite_key: Some(Bytes::from_static(PRIMARY)),
         prewrite_value: value,
         ddl_query: None,
         ddl_job_id: Some(0),

@@ -5,15 +5,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use node::pd::Pd;
 use serde::Serialize;
 use tidb::ts::{CommitTs, StartTs};
 use tokio::task::JoinSet;
 
-use crate::binlogs::Binlogs;
+use crate::binlogs::{Binlogs, PRIMARY};
 use crate::latency::{Latencies, Percentiles};
 use crate::link::{Link, Refused, frame};
 use crate::process::Process;
+use crate::timestamps::Timestamps;
 
 /// What is written, and how.
 #[derive(Clone, Copy, Debug)]
@@ -72,7 +72,8 @@ pub struct Measured {
 /// What the sessions share.
 struct Run {
     links: Vec<Link>,
-    pd: Pd,
+    cluster_id: u64,
+    timestamps: Timestamps,
     binlogs: Binlogs,
     measuring: AtomicBool,
     stop: AtomicBool,
@@ -100,24 +101,39 @@ impl Run {
     /// One transaction. In an open loop, `due` is when its prewrite should have been sent.
     async fn transaction(&self, nth: usize, due: Option<Instant>, tally: &mut Tally) -> anyhow::Result<()> {
         let link = &self.links[nth % self.links.len()];
-        let cluster = self.pd.cluster_id();
-        let start_ts = StartTs(self.pd.tso().await?);
+        let cluster = self.cluster_id;
+        let start_ts = StartTs(self.timestamps.next().await?);
         let prewrite = frame(cluster, self.binlogs.prewrite(start_ts));
         let measured = self.measuring.load(Ordering::Relaxed);
 
         let began = due.unwrap_or_else(Instant::now);
+        if let Timestamps::Own(truth) = &self.timestamps {
+            truth.prewrite(start_ts, PRIMARY);
+        }
         if let Err(refused) = link.write(prewrite).await {
+            if let Timestamps::Own(truth) = &self.timestamps {
+                truth.roll_back(start_ts);
+            }
             return self.refuse(&refused);
         }
         let prewritten = began.elapsed();
 
-        let commit_ts = CommitTs(self.pd.tso().await?);
+        let commit_ts = CommitTs(self.timestamps.next().await?);
+        if let Timestamps::Own(truth) = &self.timestamps {
+            anyhow::ensure!(
+                truth.commit(start_ts, commit_ts),
+                "the pump had transaction {start_ts} rolled back"
+            );
+        }
         let commit = frame(cluster, self.binlogs.commit(start_ts, commit_ts));
         let began = Instant::now();
         if let Err(refused) = link.write(commit).await {
             return self.refuse(&refused);
         }
         let committed = began.elapsed();
+        if let Timestamps::Own(truth) = &self.timestamps {
+            truth.forget(start_ts);
+        }
 
         self.committed.fetch_add(1, Ordering::Relaxed);
         self.last_commit.fetch_max(commit_ts.get(), Ordering::Relaxed);
@@ -174,11 +190,18 @@ impl Run {
     }
 }
 
-/// Runs the load against the pump at `addr`; `pump` is its process, if it is on this machine.
+/// Runs the load against the pump at `addr`; `pump` is its process, if it is on this machine. A stand-in that gives
+/// timestamps is also the TiKV that the pump asks, so it is told what becomes of each transaction.
 ///
 /// # Errors
 /// The pump or PD cannot be reached, or the pump refuses nearly everything.
-pub async fn measure(addr: &str, pd: &Pd, load: Load, pump: Option<Process>) -> anyhow::Result<Measured> {
+pub async fn measure(
+    addr: &str,
+    cluster_id: u64,
+    timestamps: &Timestamps,
+    load: Load,
+    pump: Option<Process>,
+) -> anyhow::Result<Measured> {
     let mut links = Vec::new();
     let mut connections = Vec::new();
     for _ in 0..load.connections.max(1) {
@@ -188,7 +211,8 @@ pub async fn measure(addr: &str, pd: &Pd, load: Load, pump: Option<Process>) -> 
     }
     let run = Arc::new(Run {
         links,
-        pd: pd.clone(),
+        cluster_id,
+        timestamps: timestamps.clone(),
         binlogs: Binlogs::new(load.payload),
         measuring: AtomicBool::new(false),
         stop: AtomicBool::new(false),

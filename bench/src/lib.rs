@@ -14,12 +14,14 @@ pub mod report;
 pub mod site;
 pub mod store;
 pub mod suite;
+pub mod timestamps;
 
 use command::{Arguments, What};
 use node::pd::Pd;
 use node::tls::Security;
 use process::Process;
 use report::{Report, Result};
+use timestamps::Timestamps;
 
 /// Measures what was asked for.
 ///
@@ -57,6 +59,8 @@ fn measure_stores(asked: &command::Store, report: &mut Report) -> anyhow::Result
 
 async fn measure_ingest(asked: &command::Ingest, report: &mut Report) -> anyhow::Result<()> {
     let pd = Pd::connect(&asked.pd_urls, &Security::default()).await?;
+    let url = asked.pd_urls.first().map_or("", String::as_str);
+    let timestamps = Timestamps::connect(url, pd.cluster_id()).await?;
     for &payload in &asked.load.payload {
         let load = |sessions, rate| ingest::Load {
             sessions,
@@ -71,7 +75,9 @@ async fn measure_ingest(asked: &command::Ingest, report: &mut Report) -> anyhow:
             rates => rates.iter().map(|&rate| load(0, Some(rate))).collect(),
         };
         for load in loads {
-            let measured = ingest::measure(&asked.addr, &pd, load, asked.pid.map(Process)).await?;
+            let measured =
+                ingest::measure(&asked.addr, pd.cluster_id(), &timestamps, load, asked.pid.map(Process))
+                    .await?;
             report.add(&Result::Ingest(measured))?;
         }
     }

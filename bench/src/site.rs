@@ -35,6 +35,8 @@ impl Drop for Running {
 pub struct Site {
     /// A client of PD.
     pub pd: Pd,
+    /// What PD and TiKV answer from.
+    pub cluster: Cluster,
     url: String,
     _pd: MockPd,
     _tikv: MockTikv,
@@ -78,7 +80,7 @@ impl Site {
         let etcd = Running(etcd);
         let cluster = Cluster::live(CLUSTER);
         let tikv = MockTikv::start(cluster.clone(), "127.0.0.1:0").await?;
-        let pd = MockPd::start(cluster, "127.0.0.1:0", Some(&etcd_url)).await?;
+        let pd = MockPd::start(cluster.clone(), "127.0.0.1:0", Some(&etcd_url)).await?;
         let url = pd.url();
         let client = Pd::connect(std::slice::from_ref(&url), &Security::default()).await?;
         let began = Instant::now();
@@ -88,7 +90,7 @@ impl Site {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        Ok(Self { pd: client, url, _pd: pd, _tikv: tikv, _etcd: etcd, _dir: dir })
+        Ok(Self { pd: client, cluster, url, _pd: pd, _tikv: tikv, _etcd: etcd, _dir: dir })
     }
 
     /// Starts the pump `binary` with its data in `dir` and waits until it takes binlogs. It must understand the original's

@@ -10,6 +10,7 @@ use crate::ingest;
 use crate::pull::{self, Way};
 use crate::report::{Report, Result};
 use crate::site::{Pump, Site};
+use crate::timestamps::Timestamps;
 
 /// Sessions that fill the store for a pull.
 const FILLERS: usize = 128;
@@ -61,8 +62,11 @@ async fn measure(
     let mut stored = 0;
     let mut last = 0;
     let mut fastest: f64 = 0.0;
+    let timestamps = Timestamps::Own(site.cluster.clone());
     let mut write = async |load: ingest::Load| {
-        let measured = ingest::measure(&pump.addr, &site.pd, load, Some(pump.process())).await?;
+        let measured =
+            ingest::measure(&pump.addr, site.pd.cluster_id(), &timestamps, load, Some(pump.process()))
+                .await?;
         stored += measured.committed;
         last = last.max(measured.last_commit);
         anyhow::Ok((measured, stored, last))

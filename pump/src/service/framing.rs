@@ -24,6 +24,9 @@ const STALL: Duration = Duration::from_secs(10);
 /// Compression flag and length.
 const PREFIX: usize = 5;
 
+/// Bytes that are claimed before they arrive, at most.
+const AHEAD: usize = 256 << 10;
+
 /// Steps in which a compressed message may grow.
 const STEP: u32 = 1 << 20;
 
@@ -63,7 +66,9 @@ pub(super) async fn receive(intake: &Intake, request: Request<Body>) -> Result<R
 
     let mut message = head;
     if message.len() < length {
-        let mut rest = BytesMut::from(&message[..]);
+        // The receive budget holds all of it; a little is claimed ahead so that ordinary messages are not moved as they grow.
+        let mut rest = BytesMut::with_capacity(length.min(AHEAD));
+        rest.extend_from_slice(&message);
         while rest.len() < length {
             let data = next(&mut body).await?.ok_or_else(|| {
                 Status::internal(format!("the request ended after {} of {length} bytes", rest.len()))
