@@ -22,6 +22,8 @@ use tracing::{debug, warn};
 
 /// How long one question to the brokers may take.
 const ASK: Duration = Duration::from_secs(10);
+/// Of the client's troubles since the last question, this many are logged when one is not answered.
+const TROUBLES: usize = 16;
 /// How long a topic must be missing from the brokers' answers before it is taken as deleted.
 const MISSING: Duration = Duration::from_secs(10);
 
@@ -324,7 +326,8 @@ impl LogReader {
 
     /// Number of partitions of a topic; 0 if the brokers do not know it.
     pub fn partitions(&self, topic: &str) -> Result<usize, ReadError> {
-        let metadata = self.consumer.fetch_metadata(Some(topic), ASK)?;
+        let metadata =
+            self.consumer.fetch_metadata(Some(topic), ASK).inspect_err(|_| tell(&self.consumer))?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);
         Ok(found.filter(|found| found.error().is_none()).map_or(0, |found| found.partitions().len()))
     }
@@ -374,8 +377,18 @@ impl LogReader {
     }
 }
 
+/// A question was not answered; why not waits in the client's queue. Logs it. Records do not come this way.
+fn tell(consumer: &BaseConsumer<Context>) {
+    for _ in 0..TROUBLES {
+        if consumer.poll(Duration::ZERO).is_none() {
+            return;
+        }
+    }
+}
+
 fn bounds(consumer: &BaseConsumer<Context>, topic: &str, partition: i32) -> Result<(i64, i64), ReadError> {
-    consumer.fetch_watermarks(topic, partition, ASK).map_err(|error| match error {
+    let answer = consumer.fetch_watermarks(topic, partition, ASK).inspect_err(|_| tell(consumer));
+    answer.map_err(|error| match error {
         KafkaError::MetadataFetch(
             RDKafkaErrorCode::UnknownTopicOrPartition
             | RDKafkaErrorCode::UnknownTopic

@@ -5,7 +5,7 @@
 mod site;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use node::tls::Security;
@@ -27,7 +27,8 @@ const RECORDED_MS: u64 = 1_700_000_000_000;
 type Call = (String, Vec<Bytes>);
 
 fn recorded(name: &str) -> Vec<Call> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recorded").join(name);
+    let path =
+        PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap()).join("tests/recorded").join(name);
     let mut calls: Vec<Call> = Vec::new();
     for line in std::fs::read_to_string(path).unwrap().lines() {
         if let Some(name) = line.strip_prefix("# ") {
@@ -267,6 +268,8 @@ async fn a_binlog_is_shown_without_its_contents() {
         }
         assert_eq!(get("5".into()).await.0, 404);
         assert_eq!(get("yesterday".into()).await.0, 400);
+        // Passed by the watermark, it is only in the index after the next start.
+        Drainer::open(pump.at.addr, Tso::ZERO).await.unwrap().reach(commit_ts.0).await;
         pump.stop().await.unwrap();
     }
 }

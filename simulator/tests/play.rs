@@ -27,7 +27,8 @@ use tonic::Status;
 use witness::{Witness, register};
 
 fn fixture(name: &str) -> Arc<Script> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name);
+    let folder =
+        PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap()).join("../tests/fixtures").join(name);
     Arc::new(Recording::load(&folder).unwrap().script)
 }
 

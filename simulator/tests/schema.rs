@@ -31,7 +31,7 @@ use tidb::schema_api::{self, DdlJobVersions};
 use tidb::ts::{CommitTs, Tso};
 
 fn fixtures() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
+    PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap()).join("../tests/fixtures")
 }
 
 #[derive(Deserialize)]

@@ -19,6 +19,19 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// How long a single question to Kafka may take.
 pub(super) const REQUEST: Duration = Duration::from_secs(30);
 
+/// Of the client's troubles since the last question, this many are logged when one is not answered.
+const TROUBLES: usize = 16;
+
+/// A question was not answered; why not waits in the client's queue. Logs it. Nothing is assigned while questions are asked,
+/// so no record is lost.
+fn tell(client: &BaseConsumer<LogContext>) {
+    for _ in 0..TROUBLES {
+        if client.poll(Duration::ZERO).is_none() {
+            return;
+        }
+    }
+}
+
 /// Offsets of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
@@ -54,8 +67,8 @@ impl Reader {
     /// Number of partitions; `None` if there is no such topic.
     pub fn partitions(&self, topic: &str) -> Result<Option<u32>, LogError> {
         let what = || format!("metadata of topic {topic}");
-        let metadata =
-            self.uncommitted.fetch_metadata(Some(topic), REQUEST).map_err(LogError::kafka(what()))?;
+        let asked = self.uncommitted.fetch_metadata(Some(topic), REQUEST);
+        let metadata = asked.inspect_err(|_| tell(&self.uncommitted)).map_err(LogError::kafka(what()))?;
         let Some(found) = metadata.topics().iter().find(|t| t.name() == topic) else { return Ok(None) };
         match found.error().map(rdkafka::types::RDKafkaErrorCode::from) {
             None if found.partitions().is_empty() => Ok(None),
@@ -71,16 +84,16 @@ impl Reader {
     /// First offset kept and the end under read_uncommitted.
     pub fn span(&self, topic: &str, partition: i32) -> Result<Span, LogError> {
         let what = || format!("offsets of {topic}[{partition}]");
-        let (low, end) =
-            self.uncommitted.fetch_watermarks(topic, partition, REQUEST).map_err(LogError::kafka(what()))?;
+        let asked = self.uncommitted.fetch_watermarks(topic, partition, REQUEST);
+        let (low, end) = asked.inspect_err(|_| tell(&self.uncommitted)).map_err(LogError::kafka(what()))?;
         Ok(Span { low, end })
     }
 
     /// The end under read_committed: where the first open transaction begins.
     pub fn stable_end(&self, topic: &str, partition: i32) -> Result<i64, LogError> {
         let what = || format!("offsets of {topic}[{partition}]");
-        let (_, end) =
-            self.committed.fetch_watermarks(topic, partition, REQUEST).map_err(LogError::kafka(what()))?;
+        let asked = self.committed.fetch_watermarks(topic, partition, REQUEST);
+        let (_, end) = asked.inspect_err(|_| tell(&self.committed)).map_err(LogError::kafka(what()))?;
         Ok(end)
     }
 

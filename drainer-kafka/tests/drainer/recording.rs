@@ -75,7 +75,7 @@ struct TxnStatus {
 }
 
 fn folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
+    PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap()).join("../tests/fixtures").join(name)
 }
 
 fn unzipped(path: &Path) -> Vec<u8> {

@@ -9,12 +9,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use schemas::binlog::TableMutation;
 use tidb::binlog::{Change, Header, changes, decode_value};
-use tidb::ts::{StartTs, Tso};
+use tidb::ts::{CommitTs, StartTs, Tso};
 
 use crate::clock::Clock;
 use crate::progress::Progress;
 use crate::resolver::Tikv;
 use crate::store::{Reader, StoreError};
+
+/// A transaction that was settled long ago is looked for among this many that committed after it began.
+const SEARCH: usize = 1 << 20;
 
 /// Looks things up.
 #[derive(Clone)]
@@ -39,6 +42,7 @@ enum Found {
     /// A commit by its commit_ts, and its prewrite.
     Commit {
         start_ts: StartTs,
+        commit_ts: CommitTs,
         prewrite: Bytes,
         commit: Bytes,
     },
@@ -56,9 +60,9 @@ impl Inspector {
         let (start_ts, prewrite) = match found {
             Found::Nothing => return Ok(None),
             Found::Prewrite(prewrite) => (StartTs(ts), prewrite),
-            Found::Commit { start_ts, prewrite, commit } => {
+            Found::Commit { start_ts, commit_ts, prewrite, commit } => {
                 let from = if commit.is_empty() { "TiKV's word" } else { "TiDB's commit binlog" };
-                writeln!(page, "commit_ts: {ts} (by {from})")?;
+                writeln!(page, "commit_ts: {commit_ts} (by {from})")?;
                 (start_ts, prewrite)
             }
         };
@@ -110,11 +114,37 @@ fn find(reader: &Reader, ts: Tso) -> Result<Found, StoreError> {
         return Ok(Found::Nothing);
     }
     let found = reader.scan(ts.prev(), ts, 1)?.transactions.into_iter().next();
-    Ok(found.map_or(Found::Nothing, |stored| Found::Commit {
-        start_ts: stored.start_ts,
-        prewrite: stored.prewrite,
-        commit: stored.commit,
-    }))
+    if let Some(stored) = found {
+        return Ok(Found::Commit {
+            start_ts: stored.start_ts,
+            commit_ts: stored.commit_ts,
+            prewrite: stored.prewrite,
+            commit: stored.commit,
+        });
+    }
+    search(reader, StartTs(ts))
+}
+
+/// By start_ts in the index, which is sorted by commit_ts: a transaction commits after it begins, mostly soon.
+fn search(reader: &Reader, start_ts: StartTs) -> Result<Found, StoreError> {
+    let mut after = CommitTs(start_ts.0);
+    let mut seen = 0;
+    while seen < SEARCH {
+        let commits = reader.commits(after, reader.last_commit(), 4096)?;
+        let Some(last) = commits.last() else { break };
+        if let Some(found) = commits.iter().find(|found| found.start_ts == start_ts) {
+            let mut payloads = reader.payloads(&[found.prewrite, found.commit])?.into_iter();
+            return Ok(match (payloads.next(), payloads.next()) {
+                (Some(prewrite), Some(commit)) => {
+                    Found::Commit { start_ts, commit_ts: found.commit_ts, prewrite, commit }
+                }
+                _ => Found::Nothing,
+            });
+        }
+        after = last.commit_ts;
+        seen += commits.len();
+    }
+    Ok(Found::Nothing)
 }
 
 fn table(page: &mut String, mutation: &TableMutation, values: bool) -> anyhow::Result<()> {

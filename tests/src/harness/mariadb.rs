@@ -44,6 +44,7 @@ impl MariaDb {
         scratch::copy_tree(&template.join("data"), &scratch.path().join("mariadb"))?;
         let port = ports::free()?;
         let folder = scratch.path().display();
+        std::fs::create_dir_all(format!("{folder}/mariadb-tmp"))?;
         std::fs::write(
             format!("{folder}/mariadb-init.sql"),
             format!(
@@ -56,6 +57,8 @@ impl MariaDb {
         let mut options = String::from("[mariadbd]\n");
         for (name, value) in [
             ("datadir", format!("{folder}/mariadb")),
+            // A server that starts deletes the temporary tables it finds, those of others too.
+            ("tmpdir", format!("{folder}/mariadb-tmp")),
             ("socket", format!("{folder}/mariadb.sock")),
             ("pid-file", format!("{folder}/mariadb.pid")),
             ("init-file", format!("{folder}/mariadb-init.sql")),

@@ -20,7 +20,10 @@ pub(crate) const NAMES: [&str; 8] =
     ["concurrent", "ddl", "keys", "large", "orphans", "random", "shop", "types"];
 
 fn unzip(name: &str, file: &str) -> Vec<u8> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name).join(file);
+    let path = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap())
+        .join("../tests/fixtures")
+        .join(name)
+        .join(file);
     let mut out = Vec::new();
     GzDecoder::new(File::open(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
         .read_to_end(&mut out)
@@ -33,7 +36,10 @@ pub(crate) fn payloads(name: &str) -> Vec<Bytes> {
     let mut payloads = Vec::new();
     for pump in 1..=3 {
         let file = format!("pump-{pump}.rec.gz");
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name).join(&file);
+        let path = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap())
+            .join("../tests/fixtures")
+            .join(name)
+            .join(&file);
         if !path.try_exists().unwrap() {
             continue;
         }
@@ -59,7 +65,8 @@ pub(crate) fn history_body(name: &str) -> Vec<u8> {
 
 /// All recorded states.
 pub(crate) fn states(name: &str) -> Vec<Json> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name);
+    let folder =
+        PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap()).join("../tests/fixtures").join(name);
     let files =
         std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let states = files.filter(|file| file.starts_with("state-"));
@@ -86,7 +93,8 @@ pub(crate) fn committed(name: &str) -> Vec<Transaction> {
             Kind::Rollback => {}
         }
     }
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name);
+    let folder =
+        PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap()).join("../tests/fixtures").join(name);
     let status = folder.join("txn-status.json");
     if status.try_exists().unwrap() {
         let status: Json = serde_json::from_slice(&std::fs::read(status).unwrap()).unwrap();

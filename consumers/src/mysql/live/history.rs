@@ -15,7 +15,10 @@ use crate::mysql::ddl::journal;
 use crate::mysql::ddl::plan::{Plan, plan};
 
 fn fixture(corpus: &str, file: &str) -> Vec<u8> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(corpus).join(file);
+    let path = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap())
+        .join("../tests/fixtures")
+        .join(corpus)
+        .join(file);
     let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let mut text = Vec::new();
     flate2::read::GzDecoder::new(&bytes[..]).read_to_end(&mut text).unwrap();
@@ -110,7 +113,9 @@ impl Tracker {
 fn statements(corpus: &str) -> HashMap<i64, String> {
     let mut statements = HashMap::new();
     for pump in 1.. {
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(corpus);
+        let path = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap())
+            .join("../tests/fixtures")
+            .join(corpus);
         let name = format!("pump-{pump}.rec.gz");
         if !path.join(&name).is_file() {
             break;

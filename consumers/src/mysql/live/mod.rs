@@ -59,12 +59,14 @@ impl Server {
         // Free when asked, and asked for again at once: good enough for a test.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let defaults = at("my.cnf");
-        // A zone and a mode that nothing may depend on.
+        // A zone and a mode that nothing may depend on. A temporary directory of its own, since a server that starts deletes
+        // the temporary tables it finds, those of others too.
         let config = format!(
-            "[mariadbd]\ndatadir={}\nsocket={}\npid-file={}\nport={port}\nbind-address=127.0.0.1\nuser=root\n\
+            "[mariadbd]\ndatadir={}\ntmpdir={}\nsocket={}\npid-file={}\nport={port}\nbind-address=127.0.0.1\nuser=root\n\
              character-set-server=latin1\ndefault-time-zone=-07:00\nsql-mode=NO_ZERO_DATE,ANSI_QUOTES\n\
              innodb-buffer-pool-size=32M\ninnodb-flush-log-at-trx-commit=0\nskip-name-resolve\n",
             at("data"),
+            dir.path().display(),
             at("m.sock"),
             at("m.pid")
         );
