@@ -146,7 +146,7 @@ impl Housekeeping {
             let before = self.reader.size();
             self.writer.write(Write::Collect(plan.upto), None).await?;
             let bytes = before.saturating_sub(self.reader.size());
-            metrics::collected(plan.upto);
+            metrics::collected(plan.upto, self.reader.given_up());
             info!(upto = %plan.upto, bytes, "old transactions given up");
         }
         Ok(())

@@ -19,6 +19,7 @@ pub mod disk;
 pub mod housekeeping;
 pub mod membership;
 pub mod metrics;
+pub mod predecessor;
 pub mod progress;
 pub mod readers;
 pub mod resolver;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use tidb::ts::Tso;
 
 /// Registers descriptions. Once per process is enough; more does no harm.
@@ -92,6 +92,7 @@ pub fn describe() {
         "binlog_pump_loss_binlog_count",
         "binlog_pump_storage_query_tikv_count",
         "pump_late_copies_total",
+        "binlog_pump_storage_deleted_kv_total",
         "pump_commits_without_prewrite_total",
         "pump_gaps_total",
         "pump_pd_failures_total",
@@ -101,12 +102,17 @@ pub fn describe() {
     for kind in ["write_binlog", "write_binlog_batch", "read_value"] {
         counter!("binlog_pump_storage_error_count", "type" => kind).increment(0);
     }
+    // There is nothing to fall behind here; panels that show it have something to show.
+    for kind in ["turned_on", "turned_off", "catch_up", "recovery"] {
+        counter!("binlog_pump_storage_slow_chaser_count", "type" => kind).increment(0);
+    }
 }
 
 fn outcome(ok: bool) -> &'static str {
     if ok { "succ" } else { "fail" }
 }
 
+/// A call that is not a `WriteBinlog`.
 pub(crate) fn rpc(method: &'static str, took: Duration, ok: bool) {
     histogram!("binlog_pump_rpc_duration_seconds", "method" => method, "label" => outcome(ok))
         .record(took.as_secs_f64());
@@ -117,10 +123,33 @@ pub(crate) fn refused() {
     counter!("binlog_pump_storage_error_count", "type" => "write_binlog").increment(1);
 }
 
-pub(crate) fn binlog_written(bytes: usize, took: Duration) {
-    histogram!("binlog_pump_storage_write_binlog_size", "label" => "single").record(bytes as f64);
-    histogram!("binlog_pump_storage_write_binlog_duration_time", "label" => "single")
-        .record(took.as_secs_f64());
+/// What every `WriteBinlog` call counts, looked up once: the look-ups would cost more than the counting.
+pub struct Calls {
+    succeeded: Histogram,
+    failed: Histogram,
+    size: Histogram,
+    took: Histogram,
+}
+
+impl Default for Calls {
+    fn default() -> Self {
+        let rpc = |outcome| histogram!("binlog_pump_rpc_duration_seconds", "method" => "WriteBinlog", "label" => outcome);
+        Self {
+            succeeded: rpc(outcome(true)),
+            failed: rpc(outcome(false)),
+            size: histogram!("binlog_pump_storage_write_binlog_size", "label" => "single"),
+            took: histogram!("binlog_pump_storage_write_binlog_duration_time", "label" => "single"),
+        }
+    }
+}
+
+impl Calls {
+    pub(crate) fn ended(&self, bytes: usize, took: Duration, ok: bool) {
+        let took = took.as_secs_f64();
+        if ok { &self.succeeded } else { &self.failed }.record(took);
+        self.size.record(bytes as f64);
+        self.took.record(took);
+    }
 }
 
 pub(crate) fn group_written(records: usize, bytes: usize, took: Duration, ok: bool) {
@@ -190,7 +219,8 @@ pub(crate) fn headroom(drainer: &str, seconds: f64) {
 }
 
 /// Collecting and giving back are one step here.
-pub(crate) fn collected(upto: Tso) {
+pub(crate) fn collected(upto: Tso, transactions: u64) {
+    counter!("binlog_pump_storage_deleted_kv_total").absolute(transactions);
     gauge!("binlog_pump_storage_gc_ts").set(upto.physical_ms() as f64);
     gauge!("binlog_pump_storage_done_gc_ts").set(upto.physical_ms() as f64);
 }

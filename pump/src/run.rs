@@ -24,6 +24,7 @@ use crate::disk::Disk;
 use crate::housekeeping::Housekeeping;
 use crate::membership::Membership;
 use crate::metrics;
+use crate::predecessor;
 use crate::progress::Progress;
 use crate::readers::Readers;
 use crate::resolver::{Asker, Forgotten, Hints, Resolver, Tikv};
@@ -119,6 +120,7 @@ async fn start(
 ) -> anyhow::Result<(String, std::net::SocketAddr)> {
     let going_down = tasks.shutdown();
     let data_dir = Arc::new(DataDir::open(&config.data_dir)?);
+    predecessor::refuse(data_dir.path())?;
     let tls = config.security.server_config(&ALPN).context("security")?;
     let pd = Pd::connect_until(&config.pd_urls(), &config.security, shutdown).await?;
     let cluster_id = pd.cluster_id();
@@ -200,6 +202,7 @@ async fn start(
         clock: clock.clone(),
         writer: handle.clone(),
         hints,
+        metrics: metrics::Calls::default(),
     });
     let pull = PullService {
         intake: intake.clone(),

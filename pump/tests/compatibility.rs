@@ -274,6 +274,21 @@ async fn a_binlog_is_shown_without_its_contents() {
     }
 }
 
+/// Binlogs that this pump could not serve are not passed over in silence.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_original_pumps_data_is_refused() {
+    let site = Site::start().await;
+    let config = site.config("p1");
+    let values = config.data_dir.join("value");
+    std::fs::create_dir_all(&values).unwrap();
+    std::fs::write(values.join("000000.vlog"), "binlogs").unwrap();
+    let why = site.fails(config.clone()).await;
+    assert!(why.contains("value/000000.vlog") && why.contains("another data-dir"), "{why}");
+    // Drained and moved away, it is in nobody's way.
+    std::fs::rename(&values, config.data_dir.join("value.old")).unwrap();
+    site.launch(config).await.stop().await.unwrap();
+}
+
 /// TiDB's `binlog-socket`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_unix_socket_serves_as_the_port_does() {
@@ -317,6 +332,8 @@ async fn metrics_have_the_originals_names() {
         r#"binlog_pump_storage_write_binlog_size_bucket{label="single",le="16"}"#,
         r#"binlog_pump_storage_write_binlog_size_bucket{label="batch",le="16"}"#,
         r#"binlog_pump_storage_write_binlog_duration_time_bucket{label="batch""#,
+        "binlog_pump_storage_deleted_kv_total 0",
+        r#"binlog_pump_storage_slow_chaser_count{type="turned_on"} 0"#,
         "process_resident_memory_bytes",
     ];
     // On the pump's port, where Prometheus finds the original's, and on the admin listener.

@@ -214,3 +214,47 @@ async fn unfinished_beginnings_are_cut_off() {
     pump.tidb().probe().await.unwrap();
     pump.stop().await.unwrap();
 }
+
+/// Beyond `max-connections` a peer waits for another one to leave; nobody is thrown out for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_beyond_the_limit_wait() {
+    let site = Site::start().await;
+    let pump = site.launch(pump::config::Config { max_connections: 2, ..site.config("p1") }).await;
+    pump.online().await;
+    const ASK: &[u8] = b"GET /metrics HTTP/1.1\r\nhost: pump\r\n\r\n";
+    let ask = async |connection: &mut tokio::net::TcpStream| {
+        connection.write_all(ASK).await.unwrap();
+        let mut first = [0; 12];
+        connection.read_exact(&mut first).await.map(|_| first)
+    };
+    let mut connections = Vec::new();
+    for _ in 0..2 {
+        let mut connection = tokio::net::TcpStream::connect(pump.at.addr).await.unwrap();
+        assert_eq!(&site::soon("an answer", ask(&mut connection)).await.unwrap(), b"HTTP/1.1 200");
+        connections.push(connection);
+    }
+    // The kernel takes it; the pump does not yet.
+    let mut third = tokio::net::TcpStream::connect(pump.at.addr).await.unwrap();
+    let mut waiting = std::pin::pin!(ask(&mut third));
+    tokio::time::timeout(std::time::Duration::from_millis(300), &mut waiting).await.unwrap_err();
+    // Those inside are served meanwhile.
+    assert_eq!(&site::soon("an answer", ask_again(&mut connections[1], ASK)).await, b"HTTP/1.1 200");
+    connections.remove(0);
+    assert_eq!(&site::soon("an answer to the third", waiting).await.unwrap(), b"HTTP/1.1 200");
+    drop(connections);
+    pump.stop().await.unwrap();
+}
+
+/// Asks once more over a connection whose last answer was begun to be read.
+async fn ask_again(connection: &mut tokio::net::TcpStream, ask: &[u8]) -> [u8; 12] {
+    connection.write_all(ask).await.unwrap();
+    let mut window = Vec::new();
+    loop {
+        window.push(connection.read_u8().await.unwrap());
+        if let Some(last) = window.last_chunk::<12>()
+            && last == b"HTTP/1.1 200"
+        {
+            return *last;
+        }
+    }
+}

@@ -71,6 +71,54 @@ async fn dangling_prewrites_under_load_do_not_stop_the_stream() {
     pump.stop().await.unwrap();
 }
 
+/// One transaction in twenty is rolled back, and TiKV has already forgotten it when it is asked; half of them send no
+/// rollback binlog either. The watermark stays less than two seconds behind PD all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn aborted_transactions_hold_the_watermark_for_less_than_two_seconds() {
+    const SESSIONS: usize = 8;
+    const EACH: usize = 240;
+    let site = Site::start().await;
+    let pump = site.pump("p1").await;
+    let mut drainer = Drainer::open(pump.at.addr, site.cluster.tso()).await.unwrap();
+    let mut sessions = JoinSet::new();
+    for session in 0..SESSIONS {
+        let (cluster, tidb) = (site.cluster.clone(), pump.tidb());
+        sessions.spawn(async move {
+            for i in 0..EACH {
+                let txn = Txn::begin(&cluster, format!("{session}/{i}"));
+                if i % 20 == session {
+                    tidb.write(&txn.prewrite()).await.unwrap();
+                    cluster.prewrite(txn.start_ts, txn.key.clone());
+                    cluster.roll_back(txn.start_ts);
+                    cluster.forget(txn.start_ts);
+                    if i % 40 == session {
+                        tidb.write(&txn.rollback()).await.unwrap();
+                    }
+                } else {
+                    txn.run(&cluster, &tidb).await;
+                }
+                // A rate, not a wait for anything: some hundred transactions a second for several seconds.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+    }
+    let mut longest = 0.0_f64;
+    let mut looks = 0;
+    while !sessions.is_empty() {
+        while let Some(ended) = sessions.try_join_next() {
+            ended.unwrap();
+        }
+        assert_eq!(drainer.step().await.unwrap(), None);
+        longest = longest.max(site.cluster.tso().seconds_since(drainer.watermark));
+        looks += 1;
+    }
+    assert!(looks > 20, "{looks}");
+    assert!(longest < 2.0, "the watermark was {longest} s behind");
+    drainer.reach(site.cluster.tso()).await;
+    assert_eq!(drainer.received.len(), SESSIONS * EACH * 19 / 20);
+    pump.stop().await.unwrap();
+}
+
 /// What a bad TiKV says; by number, so that it can be changed on the way.
 const HONEST: usize = 0;
 const SLOW: usize = 1;

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt as _;
 use bytesize::ByteSize;
 use node::registry::{NodeKind, NodeRecord, NodeState};
 use pump::config::Config;
-use site::{Drainer, Running, Site, Txn, until};
+use site::{Drainer, Process, Running, Site, Txn, until};
 use tidb::ts::{CommitTs, Tso};
 
 const SEGMENT: u64 = 256 << 10;
@@ -109,4 +109,32 @@ async fn an_operator_may_go_past_a_drainer() {
     assert_eq!(refused.requested, before.get());
     assert!(refused.oldest > committed[9].get());
     pump.stop().await.unwrap();
+}
+
+/// How far each drainer is from what would be given up, for alerts.
+#[tokio::test(flavor = "multi_thread")]
+async fn headroom_is_a_metric() {
+    const WEEK: f64 = 7.0 * 86_400.0;
+    let site = Site::start().await;
+    let process = Process::start(&site, "p1").await;
+    let http = node::tls::Security::default().http_client(site::PATIENCE).unwrap();
+    let headroom = async || {
+        http.post(format!("http://{}/debug/gc/trigger", process.addr)).send().await.unwrap();
+        let page = http.get(format!("http://{}/metrics", process.addr)).send().await.unwrap();
+        let page = page.text().await.unwrap();
+        let value = page.lines().find_map(|line| {
+            line.strip_prefix(r#"pump_retention_headroom_seconds{drainer="d1"} "#).map(str::to_owned)
+        });
+        value.map(|value| value.parse::<f64>().unwrap())
+    };
+    let now = site.cluster.tso();
+    // As far as the stream goes: by default, seven days are left.
+    stand_at(&site, CommitTs(now)).await;
+    until("it is told", || async { headroom().await.is_some_and(|left| (left - WEEK).abs() < 60.0) }).await;
+    // A drainer that stopped eight days ago holds back a day of binlogs.
+    let eight_days_ago = Tso::from_parts(now.physical_ms() - 8 * 86_400_000, 0);
+    stand_at(&site, CommitTs(eight_days_ago)).await;
+    let due = WEEK - 8.0 * 86_400.0;
+    until("it is told", || async { headroom().await.is_some_and(|left| (left - due).abs() < 60.0) }).await;
+    process.kill();
 }

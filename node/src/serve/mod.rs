@@ -5,6 +5,7 @@
 //! off. At shutdown nothing new is accepted, running requests get `drain` to finish, then connections are dropped.
 
 mod first_bytes;
+mod streams;
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,7 +18,7 @@ use anyhow::Context as _;
 use axum::Router;
 use axum::http::Request;
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
@@ -34,6 +35,7 @@ use crate::dial::Stream;
 use crate::shutdown::Shutdown;
 use crate::tls::common_names;
 use first_bytes::FirstBytes;
+use streams::Streams;
 
 /// What a listener that speaks both offers by ALPN.
 pub const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -268,7 +270,8 @@ impl Connection {
             }
             router.clone().oneshot(request)
         });
-        let mut builder = auto::Builder::new(TokioExecutor::new());
+        let streams = Streams::default();
+        let mut builder = auto::Builder::new(streams.clone());
         builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.header_timeout);
         builder
             .http2()
@@ -280,7 +283,7 @@ impl Connection {
             .keep_alive_timeout(Duration::from_secs(20));
         let stream = TokioIo::new(FirstBytes::new(stream, limits.header_timeout));
         let connection = builder.serve_connection(stream, TowerToHyperService::new(service)).into_owned();
-        if let Err(error) = watcher.watch(connection).await {
+        if let Err(error) = streams.run(watcher.watch(connection)).await {
             debug!(?address, %error, "a connection broke");
         }
     }

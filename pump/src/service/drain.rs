@@ -16,14 +16,15 @@ use schemas::sluice::pump::v1::{Batch, Chunk, Open, OutOfRange, PullRequest, Pul
 use tidb::ts::Tso;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tonic::{Request, Response, Status, Streaming};
-use tracing::{debug, error, info};
+use tracing::{debug, info};
 
+use super::ahead::{Ahead, Ended};
 use super::pull::slot;
 use crate::clock::Clock;
 use crate::metrics;
 use crate::progress::Progress;
 use crate::readers::{Readers, Registration};
-use crate::store::{Reader, StoreError, Stored};
+use crate::store::{Reader, Stored};
 
 const PROTOCOL: &str = "drain";
 
@@ -108,6 +109,7 @@ struct Feed {
     batch_bytes: usize,
     /// Everything up to here was read.
     read: Tso,
+    ahead: Ahead<Transaction>,
     registration: Registration,
     _slot: OwnedSemaphorePermit,
 }
@@ -125,6 +127,7 @@ impl Feed {
             bytes => bytes.clamp(LEAST_BATCH, service.budget.max(LEAST_BATCH)),
         };
         let watermark = service.progress.subscribe();
+        let ahead = Ahead::new(service.reader.clone(), service.budget, PROTOCOL, transaction);
         let read = Tso::new(open.after);
         let registration = service.readers.join(&open.node_id, read);
         Self {
@@ -134,6 +137,7 @@ impl Feed {
             ready: VecDeque::new(),
             batch_bytes,
             read,
+            ahead,
             registration,
             _slot: slot,
         }
@@ -182,33 +186,21 @@ impl Feed {
     }
 
     async fn read_on(&mut self, watermark: Tso) -> Result<(), Status> {
-        let (reader, after, budget) = (self.service.reader.clone(), self.read, self.service.budget);
-        let scan = tokio::task::spawn_blocking(move || reader.scan(after, watermark, budget));
-        let scan = match scan.await.map_err(|_| Status::aborted("reading was cut off"))? {
-            Ok(scan) => scan,
-            Err(StoreError::Collected { oldest, .. }) => {
-                let refusal = OutOfRange { requested: after.get(), oldest: oldest.get() };
+        let stretch = match self.ahead.next(self.read, watermark).await {
+            Ok(stretch) => stretch,
+            Err(Ended::Collected(oldest)) => {
+                let refusal = OutOfRange { requested: self.read.get(), oldest: oldest.get() };
                 self.ready.push_back(Body::OutOfRange(refusal));
                 return Ok(());
             }
-            Err(error) => {
-                metrics::read_failed();
-                error!(%error, %after, "a pull stream ends: the store cannot be read");
-                return Err(Status::data_loss(error.to_string()));
-            }
+            Err(Ended::Broken(status)) => return Err(status),
         };
-        let bytes = scan.transactions.iter().map(|stored| stored.prewrite.len()).sum();
-        metrics::pulled(PROTOCOL, scan.transactions.len(), bytes);
         let mut batches = Batches::new(self.batch_bytes);
-        for stored in &scan.transactions {
-            batches.push(transaction(stored).map_err(|error| {
-                metrics::read_failed();
-                error!(%error, start_ts = %stored.start_ts, "a pull stream ends: a stored binlog does not decode");
-                Status::data_loss(format!("stored binlog {} does not decode: {error}", stored.start_ts))
-            })?);
+        for transaction in stretch.transactions {
+            batches.push(transaction);
         }
-        self.ready.extend(batches.finish(scan.reached));
-        self.read = scan.reached;
+        self.ready.extend(batches.finish(stretch.reached));
+        self.read = stretch.reached;
         Ok(())
     }
 }

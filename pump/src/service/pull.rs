@@ -21,12 +21,13 @@ use tidb::ts::Tso;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
+use super::ahead::{Ahead, Ended};
 use super::write::Intake;
 use crate::metrics;
 use crate::progress::Progress;
-use crate::store::{Reader, StoreError, Stored};
+use crate::store::{Reader, Stored};
 
 const PROTOCOL: &str = "original";
 
@@ -119,6 +120,7 @@ struct Feed {
     service: PullService,
     watermark: watch::Receiver<Tso>,
     ready: VecDeque<PullBinlogResp>,
+    ahead: Ahead<PullBinlogResp>,
     /// Everything up to here is read.
     read: Tso,
     /// The last commit_ts sent or ready to be, fakes included.
@@ -133,8 +135,10 @@ impl Feed {
     fn new(service: PullService, after: Tso, slot: OwnedSemaphorePermit) -> Self {
         metrics::puller(PROTOCOL, true);
         let watermark = service.progress.subscribe();
+        let ahead = Ahead::new(service.reader.clone(), service.budget, PROTOCOL, joined);
         Self {
             service,
+            ahead,
             watermark,
             ready: VecDeque::new(),
             read: after,
@@ -172,34 +176,19 @@ impl Feed {
     }
 
     async fn read_on(&mut self, watermark: Tso) -> Result<(), Status> {
-        let (reader, after, budget) = (self.service.reader.clone(), self.read, self.service.budget);
-        let scan = tokio::task::spawn_blocking(move || reader.scan(after, watermark, budget));
-        let scan = match scan.await.map_err(|_| Status::aborted("reading was cut off"))? {
-            Ok(scan) => scan,
-            Err(StoreError::Collected { oldest, .. }) => {
+        let after = self.read;
+        let stretch = match self.ahead.next(after, watermark).await {
+            Ok(stretch) => stretch,
+            Err(Ended::Collected(oldest)) => {
                 let text =
                     format!("position {after} was collected while it was read, the oldest is {oldest}");
                 return Err(Status::out_of_range(text));
             }
-            Err(error) => {
-                metrics::read_failed();
-                error!(%error, %after, "a pull stream ends: the store cannot be read");
-                return Err(Status::data_loss(error.to_string()));
-            }
+            Err(Ended::Broken(status)) => return Err(status),
         };
-        let mut bytes = 0;
-        let count = scan.transactions.len();
-        for stored in &scan.transactions {
-            bytes += stored.prewrite.len();
-            self.sent = stored.commit_ts.0;
-            self.ready.push_back(joined(stored).map_err(|error| {
-                metrics::read_failed();
-                error!(%error, start_ts = %stored.start_ts, "a pull stream ends: a stored binlog does not decode");
-                Status::data_loss(format!("stored binlog {} does not decode: {error}", stored.start_ts))
-            })?);
-        }
-        metrics::pulled(PROTOCOL, count, bytes);
-        self.read = scan.reached;
+        self.sent = stretch.last.unwrap_or(self.sent);
+        self.ready.extend(stretch.transactions);
+        self.read = stretch.reached;
         Ok(())
     }
 }

@@ -77,6 +77,8 @@ pub struct Intake {
     pub writer: WriteHandle,
     /// Told of rollbacks.
     pub hints: Arc<Hints>,
+    /// Counts calls.
+    pub metrics: metrics::Calls,
 }
 
 impl Intake {
@@ -114,8 +116,7 @@ impl Intake {
         let size = payload.len();
         let result = self.check_and_write(cluster_id, payload, permit).await;
         let took = began.elapsed();
-        metrics::rpc("WriteBinlog", took, result.is_ok());
-        metrics::binlog_written(size, took);
+        self.metrics.ended(size, took, result.is_ok());
         if result.is_err() && cluster_id == self.cluster_id {
             metrics::refused();
         }

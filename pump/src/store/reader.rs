@@ -74,6 +74,11 @@ impl Reader {
         self.published().collected.0
     }
 
+    /// Transactions deleted since the start.
+    pub fn given_up(&self) -> u64 {
+        self.published().given_up
+    }
+
     /// Transactions with commit_ts in (after, upto], until `budget` bytes are exceeded; at least one if there is any.
     /// `upto` must not exceed the sorter's watermark: above it there may be more to come.
     ///

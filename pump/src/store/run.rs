@@ -53,6 +53,8 @@ pub(super) struct Published {
     /// Not in a file yet.
     pub waiting: BTreeMap<(CommitTs, StartTs), Committed>,
     pub collected: CommitTs,
+    /// Entries of files that were dropped.
+    pub given_up: u64,
 }
 
 impl Published {
@@ -176,11 +178,12 @@ impl Index {
         let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
         published.collected = published.collected.max(through);
         let drop = published.runs.partition_point(|run| run.last <= through);
-        let dropped: Vec<_> = published.runs.drain(..drop).map(|run| run.name()).collect();
+        let dropped: Vec<_> = published.runs.drain(..drop).collect();
+        published.given_up += dropped.iter().map(|run| run.count).sum::<u64>();
         if published.runs.is_empty() {
             self.active = None;
         }
-        dropped
+        dropped.iter().map(Run::name).collect()
     }
 }
 
