@@ -14,6 +14,7 @@ pub(crate) type Shown = BTreeMap<String, Vec<NamedRow>>;
 /// What a DDL's text says.
 #[derive(Clone, Debug)]
 pub(crate) enum Statement {
+    CreateDatabase,
     Create {
         table: String,
     },
@@ -32,7 +33,10 @@ pub(crate) enum Statement {
         to: String,
     },
     /// Values stay: what TiDB converts them to is the same number here.
-    ChangeType,
+    ChangeType {
+        table: String,
+        column: String,
+    },
     RenameTable {
         from: String,
         to: String,
@@ -43,6 +47,33 @@ pub(crate) enum Statement {
     Drop {
         table: String,
     },
+}
+
+impl Statement {
+    /// As a user of TiDB would have typed it. (What a table is made of comes with the job.)
+    pub(crate) fn sql(&self) -> String {
+        match self {
+            Self::CreateDatabase => "CREATE DATABASE `d`".into(),
+            Self::Create { table } => format!("CREATE TABLE `{table}` (…)"),
+            Self::Add { table, columns } => {
+                let columns = columns.iter().map(|(name, default)| {
+                    let default = default.map_or("NULL".into(), |default| format!("'{default}'"));
+                    format!("ADD COLUMN `{name}` BIGINT DEFAULT {default}")
+                });
+                format!("ALTER TABLE `{table}` {}", columns.collect::<Vec<_>>().join(", "))
+            }
+            Self::DropColumn { table, column } => format!("ALTER TABLE `{table}` DROP COLUMN `{column}`"),
+            Self::RenameColumn { table, from, to } => {
+                format!("ALTER TABLE `{table}` RENAME COLUMN `{from}` TO `{to}`")
+            }
+            Self::ChangeType { table, column } => {
+                format!("ALTER TABLE `{table}` MODIFY COLUMN `{column}` BIGINT")
+            }
+            Self::RenameTable { from, to } => format!("RENAME TABLE `{from}` TO `{to}`"),
+            Self::Truncate { table } => format!("TRUNCATE TABLE `{table}`"),
+            Self::Drop { table } => format!("DROP TABLE `{table}`"),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -121,7 +152,7 @@ impl Downstream {
                 let value = row.remove(from).unwrap();
                 row.insert(to.clone(), value);
             }),
-            Statement::ChangeType => {}
+            Statement::CreateDatabase | Statement::ChangeType { .. } => {}
             Statement::RenameTable { from, to } => {
                 let rows = self.tables.remove(from).unwrap();
                 assert!(self.tables.insert(to.clone(), rows).is_none());

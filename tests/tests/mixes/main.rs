@@ -10,6 +10,7 @@
 )]
 
 mod downstream;
+mod over_the_wire;
 mod pipeline;
 mod table;
 mod upstream;

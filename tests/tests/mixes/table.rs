@@ -146,18 +146,20 @@ impl Table {
         let columns: Vec<_> = self
             .columns
             .iter()
-            .map(|column| {
+            .enumerate()
+            .map(|(offset, column)| {
                 let flag = if self.keyed && column.id == 1 { 3 } else { 0 };
                 json!({
-                    "id": column.id, "name": {"O": column.name, "L": column.name}, "state": 5,
+                    "id": column.id, "name": {"O": column.name, "L": column.name}, "offset": offset, "state": 5,
                     "origin_default": column.default.map(|v| v.to_string()),
+                    "default": column.default.map(|v| v.to_string()),
                     "type": {"Tp": 8, "Flag": flag, "Flen": 20, "Decimal": 0, "Charset": "binary", "Collate": "binary"},
                 })
             })
             .collect();
         json!({
             "id": self.id, "name": {"O": self.name, "L": self.name}, "cols": columns, "pk_is_handle": self.keyed,
-            "max_col_id": self.next_column - 1,
+            "max_col_id": self.next_column - 1, "charset": "utf8mb4", "collate": "utf8mb4_bin", "state": 5,
         })
     }
 

@@ -157,9 +157,11 @@ impl Upstream {
         let mut events = Vec::new();
         if self.tables.is_empty() {
             if self.ts == 0 {
-                let database = json!({"DBInfo": {"id": DATABASE, "db_name": {"O": "d", "L": "d"}}});
-                // No table comes or goes: any statement without effect here will do.
-                events.push(self.job("create database", 1, 0, database, Statement::ChangeType));
+                let database = json!({"DBInfo": {
+                    "id": DATABASE, "db_name": {"O": "d", "L": "d"}, "charset": "utf8mb4", "collate": "utf8mb4_bin",
+                    "state": 5,
+                }});
+                events.push(self.job("create database", 1, 0, database, Statement::CreateDatabase));
             }
             events.push(self.create(self.ts.is_multiple_of(2)));
         }
@@ -213,7 +215,7 @@ impl Upstream {
         binlog["SchemaVersion"] = json!(self.version);
         let job = json!({
             "id": self.version, "type": kind, "schema_id": DATABASE, "schema_name": "d", "table_id": table_id,
-            "state": 6, "binlog": binlog,
+            "state": 6, "query": statement.sql(), "binlog": binlog,
         });
         let (_, commit_ts) = self.tick();
         Event::Ddl { job: Box::new(serde_json::from_value(job).unwrap()), commit_ts, statement }
@@ -298,7 +300,7 @@ impl Upstream {
                 for other in table.columns.iter_mut().filter(|other| other.id == column.id) {
                     other.id = new_id;
                 }
-                ("type change", 12, Statement::ChangeType)
+                ("type change", 12, Statement::ChangeType { table: name, column: column.name })
             }
         };
         let (id, info) = (table.id, table.info());
