@@ -1,5 +1,5 @@
 # Every target installs what it misses first (scripts/setup.sh) and builds outside the checkout, so that demo, tests and
-# CI share one build: the first takes about a quarter of an hour on two cores, later ones seconds.
+# CI share one build: the first takes about a quarter of an hour on two cores with the tests, later ones seconds.
 SHELL := /bin/bash
 SLUICE_CACHE ?= $(HOME)/.cache/sluice
 CARGO_TARGET_DIR ?= $(SLUICE_CACHE)/target

@@ -143,6 +143,7 @@ impl Membership {
         }
         self.publish(State::Online).await;
         self.state.set(State::Online);
+        self.health.set("join", Ok(()));
         info!(
             node_id = self.node_id,
             host = self.host,
@@ -187,7 +188,6 @@ impl Membership {
                 }
             }
             if waiting.is_empty() {
-                self.health.set("join", Ok(()));
                 return Ok(());
             }
             let reason = waiting.join("; ");

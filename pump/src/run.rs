@@ -83,6 +83,7 @@ pub async fn run_with(
     let mut tasks = Tasks::new(&going_down);
     let health = Health::new();
     health.set("store", Err("opening".into()));
+    health.set("join", Err("not online yet".into()));
 
     let status = StatusPage::default();
     let page = status.clone();

@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use hyper::body::Frame;
-use site::{Drainer, Site, channel};
+use site::{CLUSTER, Drainer, Site, channel};
 use tidb::ts::Tso;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::Code;
@@ -59,6 +59,24 @@ async fn a_claim_above_the_limit_is_refused_before_it_is_sent() {
     assert_eq!(status.code(), Code::ResourceExhausted);
     assert!(status.message().contains("message larger than max"), "{}", status.message());
     pump.tidb().probe().await.unwrap();
+    pump.stop().await.unwrap();
+}
+
+/// Messages above the limit that are sent all the same, one after the other on one connection: each fails alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn oversize_messages_leave_their_connection_alone() {
+    let site = Site::start().await;
+    let mut config = site.config("p1");
+    config.max_message_size = bytesize::ByteSize::mib(1);
+    let pump = site.launch(config).await;
+    pump.online().await;
+    let mut tidb = pump.tidb();
+    let payload = Bytes::from(vec![7; 2 << 20]);
+    for round in 0..30 {
+        let status = tidb.send(CLUSTER, payload.clone()).await.unwrap_err();
+        assert_eq!(status.code(), Code::ResourceExhausted, "{round}: {status}");
+        tidb.probe().await.unwrap();
+    }
     pump.stop().await.unwrap();
 }
 

@@ -81,6 +81,7 @@ async fn a_new_pump_takes_prewrites_only_when_every_live_drainer_lists_it() {
     let (cluster, tidb) = (&site.cluster, pump.tidb());
     // Listed already, so that the drainer finds it; and not for TiDB.
     assert_eq!(state(&pump).await, NodeState::Paused);
+    assert!(!pump.is_ready().await);
     let txn = Txn::begin(cluster, "x");
     let refused = tidb.write(&txn.prewrite()).await.unwrap_err();
     assert_eq!(refused.message(), "no online: joining");
@@ -96,6 +97,7 @@ async fn a_new_pump_takes_prewrites_only_when_every_live_drainer_lists_it() {
     drainer.permits.add_permits(1);
     pump.online().await;
     until("TiDB is told", || async { state(&pump).await == NodeState::Online }).await;
+    until("orchestrators are told", || pump.is_ready()).await;
     txn.run(cluster, &tidb).await;
     pump.stop().await.unwrap();
 

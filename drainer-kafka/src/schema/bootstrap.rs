@@ -221,7 +221,9 @@ impl Replayed {
         let databases: Vec<DbInfo> =
             tidb::schema_api::parse_list(&history.schema(None).await?).map_err(unreadable)?;
         let version = self.tracker.version();
-        for database in databases {
+        // `.` and `..` cannot be named in a URL, however encoded. TiDB itself makes no such database: jobs tell all of it.
+        let nameable = |database: &DbInfo| !matches!(database.name.as_str(), "." | "..");
+        for database in databases.into_iter().filter(nameable) {
             let tables = history.schema(Some(database.name.as_str())).await?;
             let tables: Vec<TableInfo> = tidb::schema_api::parse_list(&tables).map_err(unreadable)?;
             for table in tables.into_iter().filter(|table| !self.mentioned.contains(&table.id)) {

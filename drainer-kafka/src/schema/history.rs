@@ -123,16 +123,35 @@ impl SchemaHistory for StatusPort {
     }
 
     async fn schema(&self, database: Option<&str>) -> Result<Bytes, HistoryError> {
-        let path = match database {
-            None => SCHEMA_PATH.to_owned(),
-            Some(name) => {
-                format!("{SCHEMA_PATH}/{}", percent_encoding::utf8_percent_encode(name, PATH_SEGMENT))
-            }
-        };
+        let path = database.map_or_else(|| SCHEMA_PATH.to_owned(), tables_path);
         Ok(self.status.get(&path, MAX_ANSWER).await?)
     }
+}
+
+/// Where the tables of a database are listed.
+fn tables_path(database: &str) -> String {
+    format!("{SCHEMA_PATH}/{}", percent_encoding::utf8_percent_encode(database, PATH_SEGMENT))
 }
 
 /// What must be encoded in a path segment: everything but unreserved characters.
 const PATH_SEGMENT: &percent_encoding::AsciiSet =
     &percent_encoding::NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_in_urls() {
+        for (name, path) in [
+            ("shop", "/schema/shop"),
+            ("a/b", "/schema/a%2Fb"),
+            ("../x", "/schema/..%2Fx"),
+            ("q?table_id=1#f", "/schema/q%3Ftable_id%3D1%23f"),
+            ("100% \"`", "/schema/100%25%20%22%60"),
+            ("店", "/schema/%E5%BA%97"),
+        ] {
+            assert_eq!(tables_path(name), path);
+        }
+    }
+}

@@ -72,6 +72,8 @@ struct Shared {
     /// The sequence number after the last durable record; written by the log.
     durable: AtomicU64,
     ordinal: AtomicU64,
+    /// How large a batch of the last full segment was, in the mean.
+    batch_bytes: AtomicU64,
     mark: Mutex<Mark>,
     desk: Mutex<Desk>,
     wake: Condvar,
@@ -111,6 +113,7 @@ impl Keeper {
             mark_file,
             durable: AtomicU64::new(mark.sequence),
             ordinal: AtomicU64::new(newest_generation >> 32),
+            batch_bytes: AtomicU64::new(0),
             mark: Mutex::new(mark),
             desk: Mutex::new(Desk { spares, ..Desk::default() }),
             wake: Condvar::new(),
@@ -144,6 +147,11 @@ impl Keeper {
     /// Says how far the log is durable.
     pub(super) fn durable(&self, sequence: u64) {
         self.shared.durable.store(sequence, Ordering::Release);
+    }
+
+    /// Says that a segment took `bytes` in so many batches and is full.
+    pub(super) fn filled(&self, bytes: u64, batches: u64) {
+        self.shared.batch_bytes.store(bytes / batches.max(1), Ordering::Relaxed);
     }
 
     /// The oldest prepared segment whose records may be `data` bytes long, if one is ready; the keeper makes another.
@@ -240,6 +248,10 @@ impl Drop for Keeper {
     }
 }
 
+/// Batches of this size on the average and larger are better off without zeros: a sync of one costs a little more, but
+/// there are few, and the disk would write everything twice.
+const ZEROS_BELOW: u64 = 256 << 10;
+
 /// What a prepared segment's bytes are on disk.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fill {
@@ -320,7 +332,9 @@ impl Shared {
         if !desk.stop && self.wants_spare(&desk) {
             desk.busy = true;
             drop(desk);
-            match self.create_spare(self.options.segment_bytes, Fill::Zeros) {
+            let small = self.batch_bytes.load(Ordering::Relaxed) < ZEROS_BELOW;
+            let fill = if small { Fill::Zeros } else { Fill::Reserved };
+            match self.create_spare(self.options.segment_bytes, fill) {
                 Ok(spare) => self.desk().spares.push_back(spare),
                 result => {
                     self.desk().full = true;

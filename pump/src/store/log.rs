@@ -39,6 +39,9 @@ struct Current {
     file: Arc<dyn DiskFile>,
     /// Where the next record begins in the file.
     offset: u64,
+    /// Where this life of the process went on in it, and how many batches it has taken since.
+    resumed: u64,
+    batches: u64,
 }
 
 /// A part of a batch that goes into one segment.
@@ -74,11 +77,11 @@ impl Log {
         next_sequence: u64,
     ) -> io::Result<Self> {
         let current = match segments.list().last() {
-            Some(&segment) => Some(Current {
-                segment,
-                file: segments.disk.open(&segment.name())?,
-                offset: end.0.saturating_sub(segment.base).max(DATA),
-            }),
+            Some(&segment) => {
+                let offset = end.0.saturating_sub(segment.base).max(DATA);
+                let file = segments.disk.open(&segment.name())?;
+                Some(Current { segment, file, offset, resumed: offset, batches: 0 })
+            }
             None => None,
         };
         keeper.opened(next_sequence)?;
@@ -287,6 +290,7 @@ impl Log {
         current.file.sync().map_err(|error| ("sync the log", error))?;
 
         current.offset = end;
+        current.batches += 1;
         self.next_sequence += records.len() as u64;
         self.durable.store(current.segment.base + end, Ordering::Release);
         self.keeper.durable(self.next_sequence);
@@ -296,12 +300,15 @@ impl Log {
     /// Makes a prepared segment part of the log.
     fn begin(&mut self, spare: Spare) -> io::Result<()> {
         let base = self.current.as_ref().map_or(self.start, |current| current.segment.end());
+        if let Some(full) = &self.current {
+            self.keeper.filled(full.offset - full.resumed, full.batches);
+        }
         let segment = Segment { base, size: spare.size, generation: spare.generation };
         let disk = self.segments.disk.as_ref();
         disk.rename(&spare.name, &segment_name(base))?;
         disk.sync_dir()?;
         self.segments.push(segment);
-        self.current = Some(Current { segment, file: spare.file, offset: DATA });
+        self.current = Some(Current { segment, file: spare.file, offset: DATA, resumed: DATA, batches: 0 });
         Ok(())
     }
 }

@@ -221,6 +221,13 @@ impl Running {
         Tidb::new(self.at.addr)
     }
 
+    /// What an orchestrator sees.
+    pub async fn is_ready(&self) -> bool {
+        let http = Security::default().http_client(PATIENCE).unwrap();
+        let answer = http.get(format!("http://{}/readyz", self.at.admin_addr)).send().await.unwrap();
+        answer.status() == 200
+    }
+
     /// The admin listener's status page.
     pub async fn status(&self) -> serde_json::Value {
         status(self.at.admin_addr).await

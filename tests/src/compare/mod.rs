@@ -6,6 +6,7 @@
 pub mod load;
 mod read;
 pub mod shape;
+pub mod zone;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -123,8 +123,7 @@ async fn an_oversize_message_fails_alone() -> Result<()> {
     process.kill().await?;
     *service = service.with(&["--max-message-size", "1MiB"]);
     *process = service.start().await?;
-    let registered = client(&cast, 0).await?;
-    let mut pump = registered;
+    let mut pump = client(&cast, 0).await?;
     let large = Binlog {
         tp: Some(BinlogType::Prewrite.into()),
         start_ts: Some(pd::timestamp(cast.site.pd()).await? as i64),
@@ -134,7 +133,8 @@ async fn an_oversize_message_fails_alone() -> Result<()> {
     };
     let answer = write(&mut pump, cluster, large.encode_to_vec()).await?;
     ensure!(answer.contains("ResourceExhausted") && answer.contains("message larger than max"), "{answer:?}");
-    ensure!(write(&mut pump, cluster, Vec::new()).await?.is_empty(), "the connection is not usable any more");
+    let answer = write(&mut pump, cluster, Vec::new()).await?;
+    ensure!(answer.is_empty(), "the connection is not usable any more: {answer}");
     cast.apply_until(cast.site.recording().end().commit_ts).await?;
     cast.compare_with_end().await?;
     cast.finish().await

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use e2e::{
     checker::{self, Report},
-    compare::compare,
+    compare::{compare, zone::compare_east},
     harness::{
         admin,
         process::{PATIENCE, Process, eventually},
@@ -96,6 +96,15 @@ impl Cast {
     /// Compares MariaDB with the last recorded state.
     pub(crate) async fn compare_with_end(&self) -> Result<()> {
         self.compare_with(self.site.recording().end()).await
+    }
+
+    /// Compares with the last recorded state as a session in Nepal reads it.
+    pub(crate) async fn compare_elsewhere(&self) -> Result<()> {
+        let state = self.site.recording().state(self.site.recording().end())?;
+        let mut session = self.site.mariadb.connect().await?;
+        let outcome = compare_east(&state, 5 * 60 + 45, &mut session).await?;
+        ensure!(outcome.is_equal(), "at +05:45:\n{outcome}");
+        Ok(session.disconnect().await?)
     }
 
     /// Waits until the drainer has passed the end of the recording, then verifies the whole log.

@@ -46,10 +46,12 @@ async fn concurrent() -> Result<()> {
     every_state_is_reproduced("concurrent", Format::Jsonl).await?.finish().await
 }
 
-/// Every type at its extremes, hostile names among them.
+/// Every type at its extremes, hostile names among them; also as read in another time zone.
 #[tokio::test]
 async fn types() -> Result<()> {
-    every_state_is_reproduced("types", Format::Jsonl).await?.finish().await
+    let cast = every_state_is_reproduced("types", Format::Jsonl).await?;
+    cast.compare_elsewhere().await?;
+    cast.finish().await
 }
 
 /// Every kind of key and of partition.

@@ -337,6 +337,21 @@ mod tests {
         assert_eq!((differences(&shape, &more).len(), differences(&more, &shape).len()), (1, 1));
     }
 
+    /// InnoDB's index for a foreign key is expected under the key's name only, and never a UNIQUE one.
+    #[test]
+    fn an_index_for_a_foreign_key() {
+        let create = "CREATE TABLE `t` (\n  `a` int(11) DEFAULT NULL,\n  CONSTRAINT `f` FOREIGN KEY (`a`) REFERENCES `k`.`p` (`id`)\n) \
+                      DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin";
+        let shape = recorded("BASE TABLE", create);
+        for (name, unique, count) in [("f", false, 0), ("g", false, 1), ("f", true, 1)] {
+            let mut found = shape.clone();
+            found
+                .keys
+                .insert(name.into(), KeyShape { unique, parts: vec![("a".into(), None)], ignored: false });
+            assert_eq!(differences(&shape, &found).len(), count, "{name} {unique}");
+        }
+    }
+
     /// Every rule is explained where users look.
     #[test]
     fn every_rule_is_documented() {
