@@ -314,7 +314,7 @@ impl Leader {
                     log.schema.finish(routing.clone()).map_err(|e| LogError::Refused(e.to_string()))?;
                 let sequencer =
                     Sequencer::resume(feed(Bytes::from(tail.feed_id.clone()), log.layout.clone()), tail);
-                self.status.epoch(hex(&tail.feed_id), sequencer.epoch());
+                self.status.epoch(hex(&tail.feed_id), tail.epoch);
                 (sequencer, tracker, Vec::new())
             }
             None => {
@@ -322,7 +322,7 @@ impl Leader {
                 let tracker = self.first_schema(history, routing.clone(), position).await?;
                 let feed_id = Bytes::copy_from_slice(uuid::Uuid::new_v4().as_bytes());
                 info!(feed = hex(&feed_id), %position, tables = tracker.definitions().tables().count(), "beginning a new feed");
-                self.status.epoch(hex(&feed_id), 1);
+                self.status.epoch(hex(&feed_id), 0);
                 let new_schema = records::of_all(&tracker, log.schema_limit);
                 (Sequencer::fresh(feed(feed_id, log.layout.clone()), position), tracker, new_schema)
             }

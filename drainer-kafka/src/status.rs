@@ -102,11 +102,16 @@ impl Status {
         topic.clone_into(&mut state.topic);
     }
 
-    /// A new epoch has begun.
+    /// The log's feed, and the last epoch in it.
     pub fn epoch(&self, feed_id: String, epoch: u64) {
         let mut state = self.state();
         state.feed_id = feed_id;
         state.epoch = epoch;
+    }
+
+    /// The START of this epoch is in the log.
+    pub fn began(&self, epoch: u64) {
+        self.state().epoch = epoch;
     }
 
     /// Everything up to here has left the merge.

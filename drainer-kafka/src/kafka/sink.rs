@@ -214,6 +214,7 @@ impl<H: SchemaHistory> Sink<H> {
         let record = self.sequencer.start();
         self.commit("start", vec![record]).await?;
         metrics::epoch();
+        self.status.began(self.sequencer.epoch());
         info!(
             epoch = self.sequencer.epoch(), position = %self.sequencer.watermark(), next_seq = self.sequencer.next_seq(),
             definitions = schema.len(), "began an epoch"

@@ -61,19 +61,31 @@ impl Cast {
         Ok(Self { drainer: (drainer, process), pumps, simulator, site })
     }
 
-    /// Waits for a consumer that is to end with 0. A process of the upstream half that ends meanwhile is told at once.
+    /// Waits for a consumer that is to end with 0. A process of the upstream half that ends meanwhile is told at once; when
+    /// all run and nothing comes, what each of them wrote last.
     pub(crate) async fn ends_well(&mut self, process: &mut Process) -> Result<()> {
-        eventually(&format!("{} to end", process.name()), async || {
-            let upstream = self.pumps.iter_mut().map(|(_, pump)| pump);
-            for other in upstream.chain([&mut self.drainer.1, &mut self.simulator]) {
+        let waited = eventually(&format!("{} to end", process.name()), async || {
+            for other in self.upstream() {
                 if let Some(status) = other.ended()? {
                     bail!("{} ended with {status}; its log ends:\n{}", other.name(), other.log_tail());
                 }
             }
             Ok(process.ended()?.map(drop))
         })
-        .await?;
+        .await;
+        waited.with_context(|| {
+            let all = self.upstream().map(|process| &*process);
+            let tails: Vec<_> =
+                all.chain([&*process]).map(|each| format!("{}:\n{}", each.name(), each.log_tail())).collect();
+            format!("the logs end:\n{}", tails.concat())
+        })?;
         ends_well(process).await
+    }
+
+    /// The processes that a consumer depends on.
+    fn upstream(&mut self) -> impl Iterator<Item = &mut Process> {
+        let pumps = self.pumps.iter_mut().map(|(_, pump)| pump);
+        pumps.chain([&mut self.drainer.1, &mut self.simulator])
     }
 
     /// Applies up to and including `commit_ts` with a process that ends there.
