@@ -81,7 +81,7 @@ impl Membership {
         loop {
             tokio::select! {
                 Some(ended) = self.pulls.join_next() => match ended {
-                    Ok(Ok(())) => {}
+                    Ok(Ok(())) => self.check_pulls()?,
                     Ok(Err(error)) => return Err(error),
                     Err(aborted) if aborted.is_cancelled() => {}
                     Err(panicked) => return Err(panicked.into()),
@@ -101,6 +101,17 @@ impl Membership {
                 }
                 () = self.changes.closed() => return Ok(()),
             }
+        }
+    }
+
+    /// While the merge is there, no pump's pull ends by itself: everything would wait for that pump for ever.
+    fn check_pulls(&self) -> anyhow::Result<()> {
+        let ended = self.members.iter().find(|(_, member)| member.task.is_finished());
+        match ended {
+            Some((id, _)) if !self.changes.is_closed() => {
+                Err(anyhow::anyhow!("the pull of pump {id} ended by itself"))
+            }
+            _ => Ok(()),
         }
     }
 

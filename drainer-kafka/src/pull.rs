@@ -176,8 +176,7 @@ impl Pull {
             max_batch_bytes: BATCH_BYTES,
             node_id: self.options.node_id.clone(),
         };
-        let send = |body| PullRequest { body: Some(body) };
-        requests.send(send(Request::Open(open))).await.map_err(|_| End::Closed)?;
+        requests.send(PullRequest { body: Some(Request::Open(open)) }).await.map_err(|_| End::Closed)?;
         let mut client = DrainClient::new(channel).max_decoding_message_size(BATCH_BYTES as usize + FRAME);
         let stream = match client.pull(ReceiverStream::new(outgoing)).await {
             Ok(response) => response.into_inner(),
@@ -186,25 +185,10 @@ impl Pull {
         };
         self.status.connected("sluice.pump.v1");
         info!(pump = %self.options.source, after = %self.position, "pulling from a pump");
-        let mut want = self.want.clone();
-        let wanting = async {
-            loop {
-                let wanted = *want.borrow_and_update();
-                if !wanted.is_zero() {
-                    let request = send(Request::Want(Want { commit_ts: wanted.get() }));
-                    if requests.send(request).await.is_err() {
-                        return;
-                    }
-                }
-                if want.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
+        let wanting = ask(self.want.clone(), requests);
         tokio::select! {
             ended = self.receive(stream) => ended,
-            // The merge is gone.
-            () = wanting => Err(End::Closed),
+            end = wanting => Err(end),
         }
     }
 
@@ -377,6 +361,23 @@ impl Pull {
     }
 }
 
+/// Tells the pump each timestamp that the merge waits for, as long as both are there.
+async fn ask(mut want: watch::Receiver<Tso>, requests: mpsc::Sender<PullRequest>) -> End {
+    loop {
+        let wanted = *want.borrow_and_update();
+        if !wanted.is_zero() {
+            let request = PullRequest { body: Some(Request::Want(Want { commit_ts: wanted.get() })) };
+            if requests.send(request).await.is_err() {
+                // A connection that breaks takes the requests first; that it broke may be seen there only later.
+                return End::Retry("the pump takes no more requests".to_owned());
+            }
+        }
+        if want.changed().await.is_err() {
+            return End::Closed;
+        }
+    }
+}
+
 /// A large transaction on its way.
 #[derive(Debug)]
 struct Chunked {
@@ -384,4 +385,26 @@ struct Chunked {
     data: BytesMut,
     total: u64,
     budget: Arc<OwnedSemaphorePermit>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Requests are refused when the connection breaks, which may be noticed before the answers end. Only the merge's end
+    /// ends a pull.
+    #[tokio::test]
+    async fn a_broken_connection_is_no_end() {
+        let (want, wanted) = watch::channel(Tso::new(1));
+        let (requests, outgoing) = mpsc::channel(1);
+        drop(outgoing);
+        assert!(matches!(ask(wanted.clone(), requests).await, End::Retry(_)));
+
+        let (requests, mut outgoing) = mpsc::channel(1);
+        let asking = tokio::spawn(ask(wanted, requests));
+        let first = outgoing.recv().await.and_then(|request| request.body);
+        assert!(matches!(first, Some(Request::Want(Want { commit_ts: 1 }))));
+        drop(want);
+        assert!(matches!(asking.await, Ok(End::Closed)));
+    }
 }
