@@ -1,7 +1,7 @@
 //! Runs a schema change exactly once.
 //!
 //! A schema change commits by itself, so it cannot be in one transaction with the position. Instead each of its steps is
-//! written down before it runs – intent, with how the tables concerned look (their definitions, and the identities that
+//! written down before it runs – intent, with how the databases and tables concerned look (their definitions, and the identities that
 //! tell a swapped or exchanged table from its partner) – and after:
 //!
 //! ```text
@@ -14,6 +14,7 @@
 
 use mysql_async::prelude::Queryable as _;
 use mysql_async::{Error, Row as DbRow, params};
+use tidb::model::Job;
 use tracing::{info, warn};
 
 use super::DdlError;
@@ -183,7 +184,7 @@ async fn end_connection(session: &mut Session, id: u64) -> Result<(), DdlError> 
     }
 }
 
-/// How the tables concerned look: their definitions and identities, or that they are not there.
+/// How the databases and tables concerned look: their definitions and identities, or that they are not there.
 async fn looks(session: &mut Session, ddl: &Ddl) -> Result<String, Error> {
     let mut out = String::new();
     let mut names: Vec<(String, String)> = Vec::new();
@@ -194,6 +195,7 @@ async fn looks(session: &mut Session, ddl: &Ddl) -> Result<String, Error> {
     names.dedup();
     let mut databases: Vec<String> = names.iter().map(|(database, _)| database.clone()).collect();
     databases.push(ddl.entry.current_database.clone());
+    databases.extend(changed_database(ddl));
     databases.sort();
     databases.dedup();
     for database in databases.iter().filter(|database| !database.is_empty()) {
@@ -207,6 +209,15 @@ async fn looks(session: &mut Session, ddl: &Ddl) -> Result<String, Error> {
         out.push('\n');
     }
     Ok(out)
+}
+
+/// The database that the job is about. A statement about a database itself needs no current one and need not name a table,
+/// so this may be all that tells whether it happened.
+fn changed_database(ddl: &Ddl) -> Option<String> {
+    // The drainer wrote it from a job that it had read; a change without a job is about no database.
+    let job = Job::parse(ddl.job.as_ref()?).ok()?;
+    let described = job.binlog.db_info.map(|database| database.name.as_str().to_owned());
+    Some(described.unwrap_or(job.schema_name))
 }
 
 /// The text of a SHOW CREATE; of what is not there, that.

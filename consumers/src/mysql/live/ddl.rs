@@ -72,6 +72,19 @@ fn ddl(
     }
 }
 
+/// A change of a database itself, as the drainer describes it: without a current database, and without tables.
+fn of_database(seq: u64, action: ActionType, statement: &str, collate: &str) -> Ddl {
+    let job = format!(
+        r#"{{"id":{},"type":{},"state":6,"schema_id":9,"schema_name":"k","binlog":{{"SchemaVersion":{seq},"DBInfo":{{"id":9,"db_name":{{"O":"k","L":"k"}},"charset":"utf8mb4","collate":"{collate}","state":5}}}}}}"#,
+        100 + seq,
+        action.number()
+    );
+    let mut ddl = ddl(seq, action, statement, vec![], vec![]);
+    ddl.entry.current_database = String::new();
+    ddl.job = Some(job.into());
+    ddl
+}
+
 /// The changes, one after the other. Each has an effect that shows when it happens twice or not at all.
 fn changes() -> Vec<Ddl> {
     let plain = |id, version, name: &str| defined(id, version, name, &info(id, name, &[int(1, "id", 0)], ""));
@@ -117,6 +130,9 @@ fn changes() -> Vec<Ddl> {
             vec![plain(1, 7, "b")],
         ),
         ddl(8, ActionType::DropTable, "DROP TABLE `j`.`b`", vec![plain(1, 7, "b")], vec![]),
+        of_database(9, ActionType::CreateSchema, "CREATE DATABASE `k`;", "utf8mb4_bin"),
+        of_database(10, ActionType::ModifySchemaCharset, "ALTER DATABASE `k` …", "utf8mb4_general_ci"),
+        of_database(11, ActionType::DropSchema, "DROP DATABASE `k`;", "utf8mb4_general_ci"),
     ]
 }
 
@@ -187,7 +203,7 @@ async fn run_all(server: &Server, crash: Crash, name: &str) -> Vec<String> {
         mark(server, ddl.seq).await;
     }
     let stored = meta.position(&mut session.conn).await.unwrap().unwrap();
-    assert_eq!(stored.position, position(8));
+    assert_eq!(stored.position, position(changes().len() as u64));
     state(server).await
 }
 
