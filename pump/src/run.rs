@@ -29,7 +29,7 @@ use crate::progress::Progress;
 use crate::readers::Readers;
 use crate::resolver::{Asker, Forgotten, Hints, Resolver, Tikv};
 use crate::retention::Policy;
-use crate::service::{DrainService, Http, Inspector, Intake, PullService, calls_within, router};
+use crate::service::{DrainService, Http, Inspector, Intake, Port, PullService, calls_within};
 use crate::sorter::Sorter;
 use crate::state::StateCell;
 use crate::status::StatusPage;
@@ -252,8 +252,8 @@ async fn start(
         max_connections: config.max_connections as usize,
         ..ServeLimits::default()
     };
-    let routes = router(intake, pull, drain, http);
-    tasks.spawn("port", node::serve::serve(listeners, routes, tls, limits, going_down.clone()));
+    let port = Port::new(intake, pull, drain, http);
+    tasks.spawn("port", node::serve::serve(listeners, port, tls, limits, going_down.clone()));
 
     status.fill(node_id.clone(), cluster_id, state.clone(), progress.clone(), disk, readers, reader.clone());
     let policy = Policy {

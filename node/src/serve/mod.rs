@@ -16,12 +16,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
-use axum::http::Request;
+use axum::body::Body;
+use axum::http::{Request, Response};
+use futures::future::FutureExt as _;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -78,6 +79,24 @@ pub struct Peer {
     pub address: Option<SocketAddr>,
     /// Common names of the client's own certificate; empty without TLS or without a client certificate.
     pub common_names: Vec<String>,
+}
+
+/// What answers the requests of a listener: a [`Router`], or what stands before one where a router's own cost counts.
+pub trait Handler: Clone + Send + Sync + 'static {
+    /// Answers one request.
+    fn handle(self, request: Request<Incoming>, peer: Peer) -> impl Future<Output = Response<Body>> + Send;
+}
+
+/// Requests carry their [`Peer`] as an extension.
+impl Handler for Router {
+    async fn handle(self, mut request: Request<Incoming>, peer: Peer) -> Response<Body> {
+        if let Some(address) = peer.address {
+            request.extensions_mut().insert(axum::extract::ConnectInfo(address));
+        }
+        request.extensions_mut().insert(peer);
+        let Ok(response) = self.oneshot(request).await;
+        response
+    }
 }
 
 /// A bound socket.
@@ -156,18 +175,18 @@ impl Drop for Listener {
     }
 }
 
-/// Serves `router` on all `listeners` until `shutdown`, then drains. TLS applies to TCP listeners only. A gRPC service
+/// Serves `handler` on all `listeners` until `shutdown`, then drains. TLS applies to TCP listeners only. A gRPC service
 /// becomes a router by `tonic::service::Routes::new(service).into_axum_router()`; streams without an end have to watch the
 /// shutdown themselves.
-pub async fn serve(
+pub async fn serve<H: Handler>(
     listeners: Vec<Listener>,
-    router: Router,
+    handler: H,
     tls: Option<Arc<ServerConfig>>,
     limits: ServeLimits,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     let server = Arc::new(Server {
-        router,
+        handler,
         tls: tls.map(TlsAcceptor::from),
         limits,
         permits: Arc::new(Semaphore::new(limits.max_connections)),
@@ -193,8 +212,8 @@ pub async fn serve(
     Ok(())
 }
 
-struct Server {
-    router: Router,
+struct Server<H> {
+    handler: H,
     tls: Option<TlsAcceptor>,
     limits: ServeLimits,
     permits: Arc<Semaphore>,
@@ -204,7 +223,7 @@ struct Server {
     shutdown: Shutdown,
 }
 
-impl Server {
+impl<H: Handler> Server<H> {
     /// Accepts until shutdown. Connections are tasks of their own, which a bug in one handler ends alone.
     async fn accept_all(self: Arc<Self>, listener: Listener) -> anyhow::Result<()> {
         loop {
@@ -220,7 +239,7 @@ impl Server {
                 Ok(accepted) => {
                     let connection = Connection {
                         accepted,
-                        router: self.router.clone(),
+                        handler: self.handler.clone(),
                         tls: self.tls.clone(),
                         limits: self.limits,
                         watcher: self.drain.watcher(),
@@ -243,18 +262,18 @@ impl Server {
 }
 
 /// One connection, from the handshake to its end. Does not hold the server, which ends before it does.
-struct Connection {
+struct Connection<H> {
     accepted: Accepted,
-    router: Router,
+    handler: H,
     tls: Option<TlsAcceptor>,
     limits: ServeLimits,
     watcher: Watcher,
     _permit: OwnedSemaphorePermit,
 }
 
-impl Connection {
+impl<H: Handler> Connection<H> {
     async fn run(self) {
-        let Self { accepted, router, tls, limits, watcher, _permit } = self;
+        let Self { accepted, handler, tls, limits, watcher, _permit } = self;
         let (stream, peer) = match establish(accepted, tls, limits).await {
             Ok(established) => established,
             Err(error) => {
@@ -263,12 +282,8 @@ impl Connection {
             }
         };
         let address = peer.address;
-        let service = tower::service_fn(move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(peer.clone());
-            if let Some(address) = peer.address {
-                request.extensions_mut().insert(axum::extract::ConnectInfo(address));
-            }
-            router.clone().oneshot(request)
+        let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+            handler.clone().handle(request, peer.clone()).map(Ok::<_, std::convert::Infallible>)
         });
         let streams = Streams::default();
         let mut builder = auto::Builder::new(streams.clone());
@@ -282,7 +297,7 @@ impl Connection {
             .keep_alive_interval(Some(Duration::from_secs(30)))
             .keep_alive_timeout(Duration::from_secs(20));
         let stream = TokioIo::new(FirstBytes::new(stream, limits.header_timeout));
-        let connection = builder.serve_connection(stream, TowerToHyperService::new(service)).into_owned();
+        let connection = builder.serve_connection(stream, service).into_owned();
         if let Err(error) = streams.run(watcher.watch(connection)).await {
             debug!(?address, %error, "a connection broke");
         }

@@ -11,7 +11,8 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Request, Response, header};
 use bytes::{Buf as _, Bytes, BytesMut};
-use hyper::body::{Body as HttpBody, Frame};
+use futures::future::FutureExt as _;
+use hyper::body::{Body as HttpBody, Frame, Incoming};
 use prost::Message;
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
@@ -37,7 +38,7 @@ pub(super) struct Received {
 }
 
 /// Reads the one message of a unary call.
-pub(super) async fn receive(intake: &Intake, request: Request<Body>) -> Result<Received, Status> {
+pub(super) async fn receive(intake: &Intake, request: Request<Incoming>) -> Result<Received, Status> {
     let (parts, mut body) = request.into_parts();
     // Calls that say nothing yet cost memory too.
     let _call = intake.admit_call().await?;
@@ -95,10 +96,15 @@ pub(super) async fn receive(intake: &Intake, request: Request<Body>) -> Result<R
     unpacked.map_err(|_| Status::internal("unpacking failed"))?
 }
 
-async fn next(body: &mut Body) -> Result<Option<Bytes>, Status> {
+async fn next(body: &mut Incoming) -> Result<Option<Bytes>, Status> {
     loop {
-        let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx));
-        match tokio::time::timeout(STALL, frame).await {
+        let mut frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx));
+        // Mostly it is there, so no timer is set.
+        let arrived = match (&mut frame).now_or_never() {
+            Some(arrived) => Ok(arrived),
+            None => tokio::time::timeout(STALL, frame).await,
+        };
+        match arrived {
             Err(_) => return Err(Status::aborted(format!("the peer sent nothing for {STALL:?}"))),
             Ok(None) => return Ok(None),
             Ok(Some(Err(error))) => return Err(Status::cancelled(format!("the request broke off: {error}"))),

@@ -11,5 +11,5 @@ mod write;
 pub use drain::DrainService;
 pub use inspect::Inspector;
 pub use pull::PullService;
-pub use routes::{Http, router};
+pub use routes::{Http, Port};
 pub use write::{Intake, calls_within};

@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 use std::future::{Ready, ready};
 use std::sync::Arc;
 
-use axum::extract::{Path, Request, State as Shared};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::extract::{self, Path, State as Shared};
+use axum::http::{HeaderValue, Method, Request, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use bytes::Bytes;
+use hyper::body::Incoming;
 use node::config::Secret;
 use node::registry::{Entry, NodeKind, NodeRecord, Registry};
+use node::serve::{Handler, Peer};
 use node::telemetry::Telemetry;
 use prost::Message as _;
 use schemas::binlog::pump_server::PumpServer;
@@ -29,6 +31,8 @@ use super::{DrainService, Inspector, Intake, PullService};
 use crate::clock::Clock;
 use crate::membership::Action;
 use crate::state::{State, StateCell};
+
+const WRITE_BINLOG: &str = "/binlog.Pump/WriteBinlog";
 
 /// Requests to pull are tiny; nothing larger is even reserved.
 const PULL_REQUEST: usize = 64 << 10;
@@ -56,8 +60,34 @@ pub struct Http {
     pub inspector: Inspector,
 }
 
-/// Everything on the pump's port.
-pub fn router(intake: Arc<Intake>, pull: PullService, drain: DrainService, http: Http) -> Router {
+/// Everything on the pump's port. Nearly all that comes is `WriteBinlog`, so that is answered before a router looks at it.
+#[derive(Clone)]
+pub struct Port {
+    intake: Arc<Intake>,
+    router: Router,
+}
+
+impl Port {
+    /// Takes binlogs in with `intake`; everything else is answered by the others.
+    pub fn new(intake: Arc<Intake>, pull: PullService, drain: DrainService, http: Http) -> Self {
+        Self { intake, router: router(pull, drain, http) }
+    }
+}
+
+impl Handler for Port {
+    async fn handle(self, request: Request<Incoming>, peer: Peer) -> Response {
+        if request.method() == Method::POST && request.uri().path() == WRITE_BINLOG {
+            return match take(&self.intake, request).await {
+                Ok(()) => framing::reply(&WriteBinlogResp::default()),
+                Err(status) => status.into_http(),
+            };
+        }
+        // On the heap: the call above should not carry the room for all this.
+        Box::pin(self.router.handle(request, peer)).await
+    }
+}
+
+fn router(pull: PullService, drain: DrainService, http: Http) -> Router {
     let pull = PumpServer::new(pull)
         .accept_compressed(CompressionEncoding::Gzip)
         .send_compressed(CompressionEncoding::Gzip)
@@ -73,7 +103,6 @@ pub fn router(intake: Arc<Intake>, pull: PullService, drain: DrainService, http:
         .with_state(http.clone());
     let changing = node::admin::guarded(changing, http.token.as_ref());
     Router::new()
-        .route("/binlog.Pump/WriteBinlog", post(write_binlog).with_state(intake))
         .route_service("/binlog.Pump/PullBinlogs", pull)
         .route_service("/sluice.pump.v1.Drain/Pull", drain)
         .route("/status", get(status))
@@ -85,14 +114,7 @@ pub fn router(intake: Arc<Intake>, pull: PullService, drain: DrainService, http:
         .merge(changing)
 }
 
-async fn write_binlog(Shared(intake): Shared<Arc<Intake>>, request: Request) -> Response {
-    match take(&intake, request).await {
-        Ok(()) => framing::reply(&WriteBinlogResp::default()),
-        Err(status) => status.into_http(),
-    }
-}
-
-async fn take(intake: &Intake, request: Request) -> Result<(), Status> {
+async fn take(intake: &Intake, request: Request<Incoming>) -> Result<(), Status> {
     let Received { message, permit } = framing::receive(intake, request).await?;
     let length = message.len();
     let WriteBinlogReq { cluster_id, payload } = WriteBinlogReq::decode(message).map_err(|error| {
@@ -101,7 +123,7 @@ async fn take(intake: &Intake, request: Request) -> Result<(), Status> {
     intake.write(cluster_id, payload, Some(permit)).await
 }
 
-fn unknown(request: Request) -> Ready<Response> {
+fn unknown(request: extract::Request) -> Ready<Response> {
     let grpc = request
         .headers()
         .get(header::CONTENT_TYPE)

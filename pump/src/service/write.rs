@@ -11,7 +11,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use schemas::binlog::{Binlog, BinlogType};
 use tidb::ts::{CommitTs, StartTs, Tso};
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 use tracing::{debug, warn};
 
@@ -40,12 +40,17 @@ const PLAUSIBLE_MS: u64 = 3_000;
 /// A start_ts further ahead of a fresh tick than this was not given out by this cluster's PD.
 const FOREIGN_MS: u64 = 60_000;
 
-/// Waits for a permit; overload is told as ABORTED.
-async fn overloaded(
-    acquired: impl Future<Output = Result<OwnedSemaphorePermit, AcquireError>>,
+/// Waits for permits; overload is told as ABORTED.
+async fn acquire(
+    semaphore: &Arc<Semaphore>,
+    permits: u32,
     reason: &str,
 ) -> Result<OwnedSemaphorePermit, Status> {
-    match tokio::time::timeout(HOLD, acquired).await {
+    // Mostly they are there, so no timer is set. Those who wait are served first all the same.
+    if let Ok(permit) = Arc::clone(semaphore).try_acquire_many_owned(permits) {
+        return Ok(permit);
+    }
+    match tokio::time::timeout(HOLD, Arc::clone(semaphore).acquire_many_owned(permits)).await {
         Ok(Ok(permit)) => Ok(permit),
         Ok(Err(_)) => Err(Status::unavailable("the pump is going down")),
         Err(_) => {
@@ -96,13 +101,13 @@ impl Intake {
     /// Room for a call that is being received, waited for. A budget of its own, so that calls that hold it never wait for
     /// each other's.
     pub(super) async fn admit_call(&self) -> Result<OwnedSemaphorePermit, Status> {
-        overloaded(self.calls.clone().acquire_owned(), "too many calls at a time").await
+        acquire(&self.calls, 1, "too many calls at a time").await
     }
 
     /// Room for `length` bytes, waited for. A message above the whole budget takes all of it.
     pub(super) async fn reserve(&self, length: u64) -> Result<OwnedSemaphorePermit, Status> {
         let share = u32::try_from(length).unwrap_or(u32::MAX).min(self.budget_total);
-        overloaded(self.budget.clone().acquire_many_owned(share), "receive-budget is used up").await
+        acquire(&self.budget, share, "receive-budget is used up").await
     }
 
     /// Takes one binlog. Returns once it is durable.
