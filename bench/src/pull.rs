@@ -173,6 +173,7 @@ async fn batches(channel: Channel, cluster_id: u64, check: &mut Check) -> anyhow
                 }
             }
             Body::OutOfRange(out) => bail!("collected up to {}, {} was asked for", out.oldest, out.requested),
+            Body::Gap(gap) => bail!("transaction {} is lost: {}", gap.start_ts, gap.cause),
         }
     }
     Ok(())

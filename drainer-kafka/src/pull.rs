@@ -215,6 +215,14 @@ impl Pull {
                         range.oldest
                     )));
                 }
+                Some(Response::Gap(gap)) => {
+                    return Err(End::Fatal(anyhow::anyhow!(
+                        "pump {} lost transaction {}: {}",
+                        self.options.source,
+                        gap.start_ts,
+                        gap.cause
+                    )));
+                }
                 None => return Err(self.broken("a message of an unknown kind")),
             }
         }

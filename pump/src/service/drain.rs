@@ -332,7 +332,7 @@ mod tests {
                             received.push(head);
                         }
                     }
-                    Body::OutOfRange(_) => prop_assert!(false),
+                    Body::OutOfRange(_) | Body::Gap(_) => prop_assert!(false),
                 }
             }
             prop_assert!(open.is_none());
