@@ -53,6 +53,14 @@ pub struct Pump {
     child: Running,
 }
 
+/// A child that ends with this program, however that ends: a signal runs no destructors. (`setpriv` becomes the program, so
+/// the process id is its own.)
+fn tied(program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
+}
+
 fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
@@ -66,7 +74,7 @@ impl Site {
         let dir = tempfile::tempdir_in(dir).with_context(|| dir.display().to_string())?;
         let (client, peer) = (free_port()?, free_port()?);
         let (etcd_url, peer) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
-        let etcd = Command::new("etcd")
+        let etcd = tied(Path::new("etcd"))
             .args(["--name", "bench", "--unsafe-no-fsync", "--log-level", "error"])
             .arg("--data-dir")
             .arg(dir.path().join("etcd"))
@@ -76,7 +84,7 @@ impl Site {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .context("start etcd (Debian package etcd-server)")?;
+            .context("start etcd (Debian packages etcd-server, util-linux)")?;
         let etcd = Running(etcd);
         let cluster = Cluster::live(CLUSTER);
         let tikv = MockTikv::start(cluster.clone(), "127.0.0.1:0").await?;
@@ -103,7 +111,7 @@ impl Site {
         std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
         let log = dir.join("pump.log");
         let out = std::fs::File::create(&log).with_context(|| log.display().to_string())?;
-        let child = Command::new(binary)
+        let child = tied(binary)
             .args(["-addr", &addr, "-pd-urls", &self.url, "-L", "warn", "-data-dir"])
             .arg(dir.join("data"))
             .args(extra)
