@@ -61,10 +61,10 @@ pub struct DataDir {
 }
 
 impl DataDir {
-    /// Creates the directory if need be and locks it.
+    /// Creates the directory if need be, so that it survives a crash with what it will hold, and locks it.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, DataDirError> {
         let path = path.into();
-        std::fs::create_dir_all(&path).map_err(|source| DataDirError::Io { path: path.clone(), source })?;
+        create_durably(&path).map_err(|source| DataDirError::Io { path: path.clone(), source })?;
         let lock_path = path.join(".lock");
         let io = |source| DataDirError::Io { path: lock_path.clone(), source };
         let lock = OpenOptions::new().create(true).append(true).mode(0o600).open(&lock_path).map_err(io)?;
@@ -129,6 +129,23 @@ impl DataDir {
     }
 }
 
+/// Creates a directory and those above it that are missing, each of them synced in its parent when this returns.
+fn create_durably(path: &Path) -> io::Result<()> {
+    let missing: Vec<_> = path
+        .ancestors()
+        .take_while(|path| !path.as_os_str().is_empty() && path.try_exists().is_ok_and(|there| !there))
+        .collect();
+    std::fs::create_dir_all(path)?;
+    for created in missing {
+        File::open(directory_of(created))?.sync_all()?;
+    }
+    Ok(())
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 fn checked(id: String, origin: &str) -> Result<String, DataDirError> {
     if id.is_empty() || id.contains(|c: char| c == '/' || c.is_whitespace() || c.is_control()) {
         return Err(DataDirError::NodeId { id, origin: origin.to_owned() });
@@ -140,7 +157,7 @@ fn checked(id: String, origin: &str) -> Result<String, DataDirError> {
 /// returns. Blocks.
 pub fn replace_file(file: &Path, content: &[u8]) -> io::Result<()> {
     let name = file.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-    let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory = directory_of(file);
     let temporary = directory.join(format!("{}.tmp", name.to_string_lossy()));
     let mut writer =
         OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
