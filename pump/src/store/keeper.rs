@@ -416,11 +416,12 @@ impl Shared {
             if unused && segment.size == self.options.segment_bytes && self.desk().spares.len() < keep {
                 let generation = self.next_generation();
                 let spare = spare_name(generation);
-                // Under its old name, if this does not last, it is no part of the log either: the mark says so.
-                self.disk().rename(&name, &spare)?;
-                let file = self.disk().open(&spare)?;
+                // Under its old name it is no part of the log either, whatever its header: the mark says so. Under the new
+                // one it has the new generation for certain.
+                let file = self.disk().open(&name)?;
                 write_at(file.as_ref(), &encode_header(generation, segment.size), 0)?;
                 file.sync()?;
+                self.disk().rename(&name, &spare)?;
                 self.desk().spares.push_back(Spare { name: spare, generation, size: segment.size, file });
             } else {
                 self.disk().remove(&name)?;

@@ -89,14 +89,16 @@ pub(super) fn survey(disk: &dyn Disk, options: &Options) -> Result<Survey, Store
                 survey.newest_generation = survey.newest_generation.max(generation);
                 survey.segments.push(Segment { base, size, generation });
             }
-            Name::Spare => {
+            Name::Spare(named) => {
                 let file = at(disk, name, disk.open(name))?;
+                // Counted even if it is not kept: its removal might not last.
+                survey.newest_generation = survey.newest_generation.max(named);
                 match at(disk, name, read_header(file.as_ref()))? {
                     Some((generation, size)) => {
-                        // Counted even if it is not kept: its removal might not last.
                         survey.newest_generation = survey.newest_generation.max(generation);
                         let wanted = survey.spares.len() < options.spares + options.recycled;
-                        if size == options.segment_bytes && wanted {
+                        // With another generation it holds records that would be taken for new ones.
+                        if generation == named && size == options.segment_bytes && wanted {
                             // As when it was made: a process that died in between may not have come to it.
                             at(disk, name, file.sync())?;
                             survey.spares.push_back(Spare { name: name.clone(), generation, size, file });

@@ -36,8 +36,8 @@ impl fmt::Display for Position {
 pub(super) enum Name {
     /// `<base>.seg`: a part of the log that begins at this position.
     Segment(u64),
-    /// `spare-<generation>.seg`: prepared, not yet part of the log.
-    Spare,
+    /// `spare-<generation>.seg`: prepared, not yet part of the log; of this generation.
+    Spare(u64),
     /// `<first commit_ts>.run`: a part of the index.
     Run(u64),
     /// Left behind by a replacement that was cut short.
@@ -50,8 +50,8 @@ impl Name {
     /// Reads a file name.
     pub(super) fn parse(name: &str) -> Self {
         if let Some(stem) = name.strip_suffix(".seg") {
-            if stem.starts_with("spare-") {
-                return Self::Spare;
+            if let Some(generation) = stem.strip_prefix("spare-") {
+                return generation_of(generation).map_or(Self::Other, Self::Spare);
             }
             return number(stem).map_or(Self::Other, Self::Segment);
         }
@@ -64,6 +64,11 @@ impl Name {
 
 fn number(stem: &str) -> Option<u64> {
     if stem.len() == 20 && stem.bytes().all(|b| b.is_ascii_digit()) { stem.parse().ok() } else { None }
+}
+
+fn generation_of(stem: &str) -> Option<u64> {
+    let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    if stem.len() == 16 && stem.bytes().all(hex) { u64::from_str_radix(stem, 16).ok() } else { None }
 }
 
 /// The name of the segment that begins at `base`.
@@ -222,7 +227,8 @@ mod tests {
     #[test]
     fn names() {
         assert_eq!(Name::parse(&segment_name(67_108_864)), Name::Segment(67_108_864));
-        assert_eq!(Name::parse(&spare_name(9)), Name::Spare);
+        assert_eq!(Name::parse(&spare_name(0xabcd)), Name::Spare(0xabcd));
+        assert_eq!(Name::parse("spare-9.seg"), Name::Other);
         assert_eq!(Name::parse("00000000000000000007.run"), Name::Run(7));
         assert_eq!(Name::parse("checkpoint.tmp"), Name::Temporary);
         assert_eq!(Name::parse("7.seg"), Name::Other);
