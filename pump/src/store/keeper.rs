@@ -11,7 +11,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Options;
 use super::disk::{Disk, DiskFile};
@@ -75,6 +75,8 @@ struct Shared {
     /// How large a batch of the last full segment was, in the mean.
     batch_bytes: AtomicU64,
     mark: Mutex<Mark>,
+    /// When the mark was last looked after.
+    ticked: Mutex<Instant>,
     desk: Mutex<Desk>,
     wake: Condvar,
     idle: Condvar,
@@ -115,6 +117,7 @@ impl Keeper {
             ordinal: AtomicU64::new(newest_generation >> 32),
             batch_bytes: AtomicU64::new(0),
             mark: Mutex::new(mark),
+            ticked: Mutex::new(Instant::now()),
             desk: Mutex::new(Desk { spares, ..Desk::default() }),
             wake: Condvar::new(),
             idle: Condvar::new(),
@@ -252,6 +255,9 @@ impl Drop for Keeper {
 /// there are few, and the disk would write everything twice.
 const ZEROS_BELOW: u64 = 256 << 10;
 
+/// Between two looks at whether the mark is due, while a segment is filled.
+const FILL_STEP: u64 = 1 << 20;
+
 /// What a prepared segment's bytes are on disk.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fill {
@@ -272,7 +278,9 @@ impl Shared {
 
     fn run(&self) {
         loop {
-            while self.work() {}
+            while self.work() {
+                self.tick_when_due();
+            }
             let mut desk = self.desk();
             desk.busy = false;
             self.idle.notify_all();
@@ -280,14 +288,9 @@ impl Shared {
                 return;
             }
             let idle = |desk: &mut Desk| !desk.stop && !self.has_work(desk);
-            let (desk, timeout) = self
-                .wake
-                .wait_timeout_while(desk, MARK_INTERVAL, idle)
-                .unwrap_or_else(PoisonError::into_inner);
-            drop(desk);
-            if timeout.timed_out() {
-                self.tick();
-            }
+            let waited = self.wake.wait_timeout_while(desk, self.until_tick(), idle);
+            drop(waited.unwrap_or_else(PoisonError::into_inner));
+            self.tick_when_due();
         }
     }
 
@@ -299,7 +302,19 @@ impl Shared {
         !desk.full && desk.spares.len() < self.options.spares
     }
 
+    fn until_tick(&self) -> Duration {
+        MARK_INTERVAL.saturating_sub(self.ticked.lock().unwrap_or_else(PoisonError::into_inner).elapsed())
+    }
+
+    /// Between pieces of work too: the mark must not lag by however much there is to do.
+    fn tick_when_due(&self) {
+        if self.until_tick().is_zero() {
+            self.tick();
+        }
+    }
+
     fn tick(&self) {
+        *self.ticked.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         {
             let mut desk = self.desk();
             desk.full = false;
@@ -369,7 +384,13 @@ impl Shared {
             file.allocate(size)?;
             write_at(file.as_ref(), &encode_header(generation, size), 0)?;
             if fill == Fill::Zeros {
-                write_zeros(file.as_ref(), DATA, size)?;
+                let mut at = DATA;
+                while at < size {
+                    let next = size.min(at + FILL_STEP);
+                    write_zeros(file.as_ref(), at, next)?;
+                    at = next;
+                    self.tick_when_due();
+                }
             }
             // Synced in either case: a file that is named as part of the log has a whole first block, or is damaged.
             file.sync()
