@@ -7,6 +7,7 @@
 
 mod site;
 
+use std::io::Write as _;
 use std::process::{Child, Command, Stdio};
 
 use site::{Drainer, PATIENCE, Site, Tidb, Txn, free_port, until};
@@ -96,6 +97,7 @@ async fn refuses_and_recovers(limit: &str) {
 
     // The drainer has it all, and it is old: space comes back, and with it the pump.
     cluster.advance(std::time::Duration::from_secs(2 * 3600));
+    drainer.reach(cluster.tso()).await;
     let http = node::tls::Security::default().http_client(PATIENCE).unwrap();
     let url = format!("http://{addr}/debug/gc/trigger");
     let txn = Txn::begin(cluster, vec![7; 64 << 10]);
@@ -112,6 +114,70 @@ async fn refuses_and_recovers(limit: &str) {
     drainer.reach(commit_ts.0).await;
     assert_eq!(drainer.commits().last(), Some(&(txn.start_ts.get(), commit_ts.get())));
     assert_eq!(cluster.aborted(), 0);
+}
+
+/// The log has its space before anything is written to it, the index has not: where there is none, what it should hold
+/// stays in memory. Retention makes space all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_space_for_the_index() {
+    let site = Site::start().await;
+    let port = free_port();
+    let process = start(&site, port, "0 B");
+    let addr = ([127, 0, 0, 1], port).into();
+    let mut probe = Tidb::new(addr);
+    until("the pump is online", || {
+        let probe = probe.probe();
+        async { probe.await.is_ok() }
+    })
+    .await;
+    let before = site.cluster.tso();
+    // Everything that the pump has not prepared goes to somebody else.
+    let small = format!("/proc/{}/root{}", process.0.id(), site.dir.path().join("small").display());
+    let filler = std::path::Path::new(&small).join("filler");
+    let mut file = std::fs::File::create(&filler).unwrap();
+    while file.write_all(&[1; 4096]).is_ok() {}
+    drop(file);
+
+    let session = async || {
+        let tidb = Tidb::new(addr);
+        loop {
+            let txn = Txn::begin(&site.cluster, vec![7; 300]);
+            site.cluster.prewrite(txn.start_ts, txn.key.clone());
+            if let Err(refused) = tidb.write(&txn.prewrite()).await {
+                assert_eq!(refused.code(), Code::Aborted, "{refused}");
+                site.cluster.roll_back(txn.start_ts);
+                return;
+            }
+            let commit_ts = site.cluster.commit_now(txn.start_ts).unwrap();
+            // Refused as well when the reserve is used up: TiKV is asked.
+            if let Err(refused) = tidb.write(&txn.commit(commit_ts)).await {
+                assert_eq!(refused.code(), Code::Aborted, "{refused}");
+            }
+        }
+    };
+    futures::future::join_all((0..16).map(|_| session())).await;
+    assert!(site.cluster.committed().len() > 1000, "{} went in", site.cluster.committed().len());
+    let mut drainer = Drainer::open(addr, before).await.unwrap();
+    drainer.reach(site.cluster.tso()).await;
+    site::assert_complete(&site, [&drainer]);
+
+    // All of it is old: it goes, which takes no space, and what the log gets back is enough to go on.
+    site.cluster.advance(std::time::Duration::from_secs(2 * 3600));
+    drainer.reach(site.cluster.tso()).await;
+    let http = node::tls::Security::default().http_client(PATIENCE).unwrap();
+    let url = format!("http://{addr}/debug/gc/trigger");
+    let (tidb, txn) = (Tidb::new(addr), Txn::begin(&site.cluster, "after"));
+    site.cluster.prewrite(txn.start_ts, txn.key.clone());
+    until("prewrites are taken again", || async {
+        http.post(&url).send().await.unwrap();
+        let taken = tidb.write(&txn.prewrite()).await;
+        taken.map_err(|refused| assert_eq!(refused.code(), Code::Aborted, "{refused}")).is_ok()
+    })
+    .await;
+    let commit_ts = site.cluster.commit_now(txn.start_ts).unwrap();
+    tidb.write(&txn.commit(commit_ts)).await.unwrap();
+    drainer.reach(commit_ts.0).await;
+    site::assert_complete(&site, [&drainer]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tidb::ts::{CommitTs, StartTs, Tso};
 
 use super::checkpoint::Checkpoint;
-use super::keeper::{Discard, Save};
+use super::keeper::{Discard, Save, is_full};
 use super::log::{Log, NewRecord};
 use super::pairing::Pairing;
 use super::record::{Header, Kind};
@@ -104,9 +104,12 @@ impl Appender {
 
         for record in records {
             match record {
-                Record::Watermark(_) => {
-                    self.index.settle(watermark).map_err(|error| self.log.fail("write the index", &error))?;
-                }
+                Record::Watermark(_) => match self.index.settle(watermark) {
+                    Ok(()) => {}
+                    // The log has it all, and what waits in memory is read from there: the next watermark tries again.
+                    Err(error) if is_full(&error) => {}
+                    Err(error) => return Err(self.log.fail("write the index", &error)),
+                },
                 Record::Collected(through) => self.collect(CommitTs(*through))?,
                 _ => {}
             }

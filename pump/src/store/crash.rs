@@ -49,7 +49,7 @@ struct State {
     budget: Option<u64>,
     /// Syncs until one fails, and forgets what it was to keep.
     failing_sync: Option<u64>,
-    /// Bytes that all files together may have.
+    /// Bytes that all files together may have; once they do, none can be made either.
     capacity: Option<u64>,
     /// Handles from before a crash are of no use.
     life: u64,
@@ -99,6 +99,17 @@ impl State {
         self.spend()?;
         rename(&mut self.names, &operation)?;
         self.unsynced.push(operation);
+        Ok(())
+    }
+
+    /// Grows a file, if there is space.
+    fn grow(&mut self, inode: usize, len: usize) -> io::Result<()> {
+        let have = self.inodes[inode].current.len();
+        let more = len.saturating_sub(have) as u64;
+        if more > 0 && self.capacity.is_some_and(|capacity| self.used() + more > capacity) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.inodes[inode].current.resize(len.max(have), 0);
         Ok(())
     }
 
@@ -254,6 +265,9 @@ impl Disk for CrashDisk {
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let mut state = self.state();
+        if state.capacity.is_some_and(|capacity| state.used() >= capacity) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         let inode = state.inodes.len();
         state.inodes.push(Inode::default());
         state.name(Operation::Create(name.to_owned(), inode))?;
@@ -299,10 +313,8 @@ impl DiskFile for CrashFile {
         state.counts.writes += 1;
         let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
         let from = offset as usize;
+        state.grow(self.inode, from + bytes.len())?;
         let content = &mut state.inodes[self.inode].current;
-        if content.len() < from + bytes.len() {
-            content.resize(from + bytes.len(), 0);
-        }
         content[from..from + bytes.len()].copy_from_slice(&bytes);
         // Spent last: the power may go when the write was made, and it survives by chance.
         state.spend()
@@ -340,11 +352,7 @@ impl DiskFile for CrashFile {
     fn allocate(&self, len: u64) -> io::Result<()> {
         let mut state = self.disk.state();
         state.is_on(self.life)?;
-        let more = len.saturating_sub(state.inodes[self.inode].current.len() as u64);
-        if state.capacity.is_some_and(|capacity| state.used() + more > capacity) {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        state.inodes[self.inode].current.resize(len as usize, 0);
+        state.grow(self.inode, len as usize)?;
         state.spend()
     }
 }

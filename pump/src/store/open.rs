@@ -10,7 +10,7 @@ use tidb::ts::CommitTs;
 use super::appender::Appender;
 use super::checkpoint::{self, Checkpoint};
 use super::disk::{Directory, Disk};
-use super::keeper::{Keeper, Pace};
+use super::keeper::{Keeper, Pace, is_full};
 use super::log::Log;
 use super::pairing::Pairing;
 use super::record::Kind;
@@ -72,7 +72,7 @@ pub(super) fn open_on(
         ..Published::default()
     };
     let mut index = Index::new(Arc::clone(&segments), Arc::new(RwLock::new(published)));
-    index.add(saved.waiting);
+    index.add(saved.waiting.into_iter().filter(|waiting| waiting.commit_ts > collected));
 
     let mut replayed = 0;
     let end = recover::replay(disk.as_ref(), &survey, from, |header, fact, position| {
@@ -92,7 +92,11 @@ pub(super) fn open_on(
             }
         }
         if header.kind == Kind::Watermark {
-            at(disk.as_ref(), "", index.settle(pairing.watermark))?;
+            match index.settle(pairing.watermark) {
+                // As when it was written: what has no place in a file waits in memory.
+                Err(error) if is_full(&error) => {}
+                settled => at(disk.as_ref(), "", settled)?,
+            }
         }
         Ok(())
     })?;

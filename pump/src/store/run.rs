@@ -68,8 +68,8 @@ impl Published {
 pub(super) struct Index {
     segments: Arc<Segments>,
     pub(super) published: Arc<RwLock<Published>>,
-    /// The file of the last run, once it was written to.
-    active: Option<Arc<dyn DiskFile>>,
+    /// The file that was written to last, and the commit_ts that names it.
+    active: Option<(CommitTs, Arc<dyn DiskFile>)>,
     /// Files written to since the last checkpoint.
     unsynced: Vec<Arc<dyn DiskFile>>,
 }
@@ -114,7 +114,8 @@ impl Index {
         }
     }
 
-    /// Moves what the watermark has passed into files.
+    /// Moves what the watermark has passed into files. After an error all of it waits on, still to be read: the next call
+    /// writes the same bytes to the same places again.
     pub(super) fn settle(&mut self, watermark: Tso) -> io::Result<()> {
         let (passed, mut last) = {
             let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
@@ -130,10 +131,11 @@ impl Index {
                 None => Run { first: first.commit_ts, last: first.commit_ts, count: 0 },
             };
             let file = match &self.active {
-                _ if run.count == 0 => self.segments.disk.create(&run.name())?,
-                Some(file) => Arc::clone(file),
-                None => self.segments.disk.open(&run.name())?,
+                Some((first, file)) if *first == run.first => Arc::clone(file),
+                _ if run.count == 0 => self.begin(&run)?,
+                _ => self.segments.disk.open(&run.name())?,
             };
+            self.active = Some((run.first, Arc::clone(&file)));
             let mut take = (RUN.saturating_sub(run.count) as usize).clamp(1, rest.len());
             while take < rest.len() && rest[take].commit_ts == rest[take - 1].commit_ts {
                 take += 1;
@@ -146,9 +148,8 @@ impl Index {
             }
             write_at(file.as_ref(), &bytes, run.count * ENTRY as u64)?;
             if !self.unsynced.iter().any(|known| Arc::ptr_eq(known, &file)) {
-                self.unsynced.push(Arc::clone(&file));
+                self.unsynced.push(file);
             }
-            self.active = Some(file);
             run.count += take as u64;
             rest = later;
             last = Some(run);
@@ -167,19 +168,31 @@ impl Index {
         Ok(())
     }
 
+    /// The file of a new run. It may be there already, if it was made when there was no space to write to it.
+    fn begin(&self, run: &Run) -> io::Result<Arc<dyn DiskFile>> {
+        match self.segments.disk.create(&run.name()) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                self.segments.disk.open(&run.name())
+            }
+            created => created,
+        }
+    }
+
     /// The files that a checkpoint must sync before it rests on them.
     pub(super) fn take_unsynced(&mut self) -> Vec<Arc<dyn DiskFile>> {
         std::mem::take(&mut self.unsynced)
     }
 
-    /// Refuses readers below `through` from here on, and takes the files out that hold nothing above it; returns their
-    /// names.
+    /// Refuses readers below `through` from here on, and takes out what waits at or below it and the files that hold
+    /// nothing above it; returns their names.
     pub(super) fn collect(&mut self, through: CommitTs) -> Vec<String> {
         let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
         published.collected = published.collected.max(through);
         let drop = published.runs.partition_point(|run| run.last <= through);
         let dropped: Vec<_> = published.runs.drain(..drop).collect();
-        published.given_up += dropped.iter().map(|run| run.count).sum::<u64>();
+        let kept = published.waiting.split_off(&(CommitTs(through.0.next()), StartTs::default()));
+        let waited = std::mem::replace(&mut published.waiting, kept).len() as u64;
+        published.given_up += dropped.iter().map(|run| run.count).sum::<u64>() + waited;
         if published.runs.is_empty() {
             self.active = None;
         }
