@@ -3,7 +3,7 @@
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use tidb::ts::CommitTs;
 
@@ -137,6 +137,18 @@ pub(super) fn open_on(
         published: Arc::clone(&index.published),
         pairing: Arc::clone(&pairing),
     };
+    // What lies before the checkpoint was not read. An open prewrite will be needed for certain, so one that has rotted is
+    // named now, not by a pump that ends whenever it comes to it.
+    let open = pairing
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .open
+        .values()
+        .map(|open| open.place)
+        .collect::<Vec<_>>();
+    for place in open {
+        reader.verify(place)?;
+    }
     let checkpointed = (from.position.get(), 0);
     let mut appender = Appender { log, index, segments, pairing, checkpointed, options, last_base };
     if rebuilt {
