@@ -14,6 +14,7 @@ use node::config::{ConfigError, HumanDuration, Invalid, Validate, overlay};
 use node::telemetry::{LogConfig, LogFormat};
 use node::tls::Security;
 use serde::{Deserialize, Serialize};
+use tidb::ts::Tso;
 
 /// The largest message that gRPC's Go implementation, and so TiDB, can send.
 const GRPC_CEILING: u64 = (2 << 30) - 1;
@@ -45,6 +46,9 @@ pub struct Config {
     pub gc_size: Option<ByteSize>,
     /// Collects what drainers still need: theirs is then a gap, reported as out of range. For a volume that must not fill.
     pub gc_past_drainers: bool,
+    /// Declared gaps that end at or below this timestamp are known to the operator: original drainers, whose protocol
+    /// cannot carry a gap, may pass them, and `/readyz` does not name them any more. Default 0: none.
+    pub accept_gaps_upto: Tso,
     /// The longest silence on an idle original pull stream; integer = seconds. Fakes follow every tick, usually sooner.
     #[serde(deserialize_with = "node::config::seconds")]
     pub gen_binlog_interval: HumanDuration,
@@ -148,6 +152,7 @@ impl Default for Config {
             gc: HumanDuration::from_secs(7 * 24 * 3600),
             gc_size: None,
             gc_past_drainers: false,
+            accept_gaps_upto: Tso::ZERO,
             gen_binlog_interval: HumanDuration::from_secs(3),
             tick_interval: HumanDuration::from_millis(100),
             log_level: "info".into(),

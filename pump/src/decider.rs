@@ -13,7 +13,7 @@ use tracing::{error, warn};
 use crate::metrics;
 use crate::progress::{Effect, Progress};
 use crate::sorter::Judgement;
-use crate::store::{Fate, Reader, Record, Recovered, StoreError};
+use crate::store::{Fate, Gap, Reader, Record, Recovered, StoreError};
 use crate::writer::{Outcome, Refusal, Verdict, Write};
 
 /// Writes that become durable together.
@@ -39,6 +39,11 @@ impl Group {
 
     fn settle(&mut self, start_ts: StartTs, commit_ts: Option<CommitTs>, record: Record) {
         self.push(record);
+        self.settled(start_ts, commit_ts);
+    }
+
+    /// What was pushed already settles it.
+    fn settled(&mut self, start_ts: StartTs, commit_ts: Option<CommitTs>) {
         self.effects.push(Effect::Settle(start_ts));
         self.settled.insert(start_ts, commit_ts);
     }
@@ -52,13 +57,15 @@ pub(crate) struct Decider {
     newest_start: Tso,
     /// Open prewrites whose rollback binlog came.
     rollback_seen: HashSet<StartTs>,
+    /// No prewrite is taken any more.
+    closed: bool,
 }
 
 impl Decider {
     pub(crate) fn new(reader: Reader, progress: Arc<Progress>, recovered: &Recovered) -> Self {
         let rollback_seen =
             recovered.pending.iter().filter(|open| open.rollback_seen).map(|open| open.start_ts).collect();
-        Self { reader, progress, newest_start: recovered.newest_start, rollback_seen }
+        Self { reader, progress, newest_start: recovered.newest_start, rollback_seen, closed: false }
     }
 
     /// Adds to the group what the write needs to become durable. The answer holds once the group is.
@@ -71,12 +78,18 @@ impl Decider {
         group: &mut Group,
     ) -> Result<Result<Outcome, Refusal>, StoreError> {
         match write {
+            // Whatever its caller saw when it looked at the pump's state: the order of the queue decides.
+            Write::Prewrite { .. } if self.closed => Ok(Err(Refusal::Closing)),
             Write::Prewrite { start_ts, payload } => self.prewrite(start_ts, payload, group),
             Write::Commit { start_ts, commit_ts, payload } => {
                 self.commit(start_ts, commit_ts, payload, group)
             }
             Write::RollbackSeen { start_ts } => Ok(Ok(self.rollback_seen(start_ts, group))),
             Write::Verdict { start_ts, verdict } => self.verdict(start_ts, verdict, group),
+            Write::Close => {
+                self.closed = true;
+                Ok(Ok(Outcome::Stored))
+            }
             Write::SaveWatermark => {
                 group.push(Record::Watermark(self.progress.watermark()));
                 Ok(Ok(Outcome::Stored))
@@ -150,6 +163,17 @@ impl Decider {
                 group.settle(start_ts, Some(commit_ts), Record::Commit { start_ts, commit_ts, payload });
                 Ok(Ok(Outcome::Stored))
             }
+            Judgement::Late { floor } if self.is_ruled_out(start_ts, commit_ts, floor, group)? => {
+                let cause =
+                    format!("committed at {commit_ts}, but TiKV had said that it would commit above {floor}");
+                self.lose(start_ts, commit_ts.0.prev(), floor.next(), cause, group);
+                group.settle(
+                    start_ts,
+                    Some(commit_ts),
+                    Record::Dropped { start_ts, fate: Fate::Unknown, floor },
+                );
+                Ok(Ok(Outcome::Lost))
+            }
             Judgement::Late { floor } => {
                 metrics::late_copy();
                 warn!(%start_ts, %commit_ts, %floor, "late copy of a prewrite that another pump took, not emitted here");
@@ -161,6 +185,30 @@ impl Decider {
         }
     }
 
+    /// A commit_ts at or below the floor with which the prewrite came belongs to a late copy. One above that, and at or
+    /// below what the floor was raised to, contradicts TiKV's word: no other pump need have the transaction.
+    fn is_ruled_out(
+        &self,
+        start_ts: StartTs,
+        commit_ts: CommitTs,
+        floor: Tso,
+        group: &Group,
+    ) -> Result<bool, StoreError> {
+        // Not stored yet: nothing can have raised its floor.
+        if group.prewrites.contains_key(&start_ts) {
+            return Ok(false);
+        }
+        let first = self.reader.first_floor(start_ts)?.unwrap_or(floor);
+        Ok(commit_ts.0 > first)
+    }
+
+    /// Declares a gap. `upto` must lie above the watermark, or streams could be past it already.
+    fn lose(&self, start_ts: StartTs, after: Tso, upto: Tso, cause: String, group: &mut Group) {
+        error!(%start_ts, %after, %upto, cause, "transaction cannot be delivered any more, gap declared");
+        metrics::gap();
+        group.push(Record::Gap(Gap { start_ts, after, upto, cause }));
+    }
+
     fn commit_of_settled(
         &mut self,
         start_ts: StartTs,
@@ -169,6 +217,10 @@ impl Decider {
         group: &mut Group,
     ) -> Result<Result<Outcome, Refusal>, StoreError> {
         if self.reader.has_commit(start_ts, commit_ts)? {
+            metrics::repeated("commit");
+            return Ok(Ok(Outcome::Repeated));
+        }
+        if self.reader.is_lost(start_ts, commit_ts) {
             metrics::repeated("commit");
             return Ok(Ok(Outcome::Repeated));
         }
@@ -214,10 +266,9 @@ impl Decider {
         let cause = format!(
             "committed at {commit_ts} although TiKV had called it rolled back; the stream is past it"
         );
-        error!(%start_ts, %commit_ts, cause, "transaction cannot be delivered any more, gap declared");
-        metrics::gap();
-        group.settle(start_ts, Some(commit_ts), Record::Gap { start_ts, at: commit_ts.0, cause });
-        Outcome::Stored
+        self.lose(start_ts, commit_ts.0.prev(), floor.next(), cause, group);
+        group.settled(start_ts, Some(commit_ts));
+        Outcome::Lost
     }
 
     fn rollback_seen(&mut self, start_ts: StartTs, group: &mut Group) -> Outcome {
@@ -256,9 +307,9 @@ impl Decider {
                 group.settle(start_ts, None, Record::Dropped { start_ts, fate: Fate::RolledBack, floor });
             }
             Verdict::Unknown { cause } => {
-                error!(%start_ts, cause, "TiKV may have forgotten a transaction, gap declared");
-                metrics::gap();
-                group.push(Record::Gap { start_ts, at: floor, cause });
+                // What TiKV has forgotten lies in the past.
+                let upto = self.progress.newest().max(floor.next());
+                self.lose(start_ts, floor, upto, cause, group);
                 group.settle(start_ts, None, Record::Dropped { start_ts, fate: Fate::Unknown, floor });
             }
         }

@@ -7,11 +7,16 @@
 //!
 //! *Service safe point*: TiKV must remember the outcome of every open prewrite. Outcomes lie above the prewrite's floor, and
 //! no floor lies below the watermark, so the safe point is held at the watermark, for a day beyond this pump's last word.
-//! If PD's is past it already, answers other than "committed" about prewrites below it are no longer believed.
+//! If PD's is past it already, answers other than "committed" about prewrites below it are no longer believed. A pump that
+//! has left for good lets go of it.
+//!
+//! *Gaps*: a declared gap keeps the pump from being ready until it is collected or the operator has accepted it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use node::admin::Health;
 use node::pd::Pd;
 use node::registry::{NodeKind, NodeState, Registry};
 use node::shutdown::Shutdown;
@@ -24,6 +29,7 @@ use crate::metrics;
 use crate::progress::Progress;
 use crate::resolver::Forgotten;
 use crate::retention::{Drainer, Policy};
+use crate::state::{State, StateCell};
 use crate::store::Reader;
 use crate::writer::{Write, WriteHandle};
 
@@ -39,6 +45,9 @@ const DRAINERS: Duration = Duration::from_secs(10);
 
 /// How long TiKV remembers after this pump's last word.
 const REMEMBER: Duration = Duration::from_secs(26 * 3600);
+
+/// How long a pump that leaves waits for PD to take its safe point away; it would run out by itself.
+const LET_GO: Duration = Duration::from_secs(5);
 
 /// The parts it looks after.
 pub struct Housekeeping {
@@ -56,6 +65,12 @@ pub struct Housekeeping {
     pub writer: WriteHandle,
     /// Told what TiKV may have forgotten.
     pub forgotten: Arc<Forgotten>,
+    /// Whether the pump has left.
+    pub state: Arc<StateCell>,
+    /// Where gaps are named.
+    pub health: Health,
+    /// Gaps that end at or below it are known to the operator.
+    pub accept_gaps_upto: Tso,
     /// What is kept.
     pub policy: Policy,
     /// Asks for a run of retention now.
@@ -70,6 +85,15 @@ impl Housekeeping {
     /// # Errors
     /// The store failed.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
+        self.keep_house(&shutdown).await?;
+        if self.state.get() == State::Offline {
+            self.let_go().await;
+        }
+        Ok(())
+    }
+
+    async fn keep_house(&self, shutdown: &Shutdown) -> anyhow::Result<()> {
+        let mut known = BTreeSet::new();
         let mut retention = Instant::now() + RETENTION;
         let mut drainers = Instant::now();
         // First of all: the resolver waits for it.
@@ -93,7 +117,7 @@ impl Housekeeping {
             }
             if all || Instant::now() >= drainers {
                 drainers = Instant::now() + DRAINERS;
-                self.collect(all).await?;
+                self.collect(all, &mut known).await?;
             }
         }
     }
@@ -101,12 +125,39 @@ impl Housekeeping {
     fn measure(&self) {
         let used = self.budget.1 as usize - self.budget.0.available_permits().min(self.budget.1 as usize);
         metrics::progress(&self.progress.snapshot(), used, self.reader.size());
+        metrics::in_memory(self.reader.waiting());
+        let gaps = self.reader.gaps_within(self.accept_gaps_upto, Tso::MAX);
+        metrics::open_gaps(gaps.len());
+        let state = gaps.first().map_or(Ok(()), |gap| {
+            Err(format!(
+                "{} acknowledged transactions cannot be delivered, the first is start_ts {} ({}); /status has all; \
+                 accept-gaps-upto = {} accepts it",
+                gaps.len(),
+                gap.start_ts,
+                gap.cause,
+                gap.upto
+            ))
+        });
+        self.health.set("gaps", state);
+    }
+
+    fn service(&self) -> String {
+        format!("sluice-pump-{}", self.node_id)
+    }
+
+    /// Nothing is open here any more, and nobody will look after the safe point: it would keep TiKV from collecting for a day.
+    async fn let_go(&self) {
+        let removed = tokio::time::timeout(LET_GO, self.pd.remove_service_safe_point(&self.service())).await;
+        match removed {
+            Ok(Ok(())) => info!("service safe point removed"),
+            Ok(Err(error)) => warn!(%error, "the service safe point stays until it runs out"),
+            Err(_) => warn!("the service safe point stays until it runs out: PD does not answer"),
+        }
     }
 
     async fn hold_safe_point(&self) {
         let wanted = self.progress.watermark();
-        let service = format!("sluice-pump-{}", self.node_id);
-        match self.pd.update_service_safe_point(&service, REMEMBER, wanted).await {
+        match self.pd.update_service_safe_point(&self.service(), REMEMBER, wanted).await {
             Ok(smallest) if smallest > wanted => {
                 warn!(%wanted, %smallest, "TiKV may have forgotten transactions that are open here");
                 self.forgotten.below(smallest);
@@ -116,8 +167,9 @@ impl Housekeeping {
         }
     }
 
-    /// Gives up what retention allows, if it frees space or `all` is wanted.
-    async fn collect(&self, all: bool) -> anyhow::Result<()> {
+    /// Gives up what retention allows, if it frees space or `all` is wanted. `known` are the drainers that were there last
+    /// time.
+    async fn collect(&self, all: bool, known: &mut BTreeSet<String>) -> anyhow::Result<()> {
         let listed = match self.registry.list(NodeKind::Drainer).await {
             Ok(listed) => listed,
             Err(error) => {
@@ -135,6 +187,11 @@ impl Housekeeping {
         let by_size = self.policy.size.and_then(|size| self.reader.through_for_size(size));
         let (newest, watermark) = (self.progress.newest(), self.progress.watermark());
         let plan = self.policy.plan(newest, watermark, by_size, &drainers);
+        let present: BTreeSet<_> = drainers.iter().map(|drainer| drainer.node_id.clone()).collect();
+        for departed in known.difference(&present) {
+            metrics::no_headroom(departed);
+        }
+        *known = present;
         for drainer in &drainers {
             metrics::headroom(&drainer.node_id, drainer.headroom(plan.cutoff));
         }

@@ -64,7 +64,18 @@ pub fn describe() {
         "commit binlogs of transactions that are not here"
     );
     describe_counter!("pump_repeated_binlogs_total", Count, "binlogs that were stored before, by type");
-    describe_counter!("pump_gaps_total", Count, "transactions declared undeliverable");
+    describe_counter!("pump_gaps_total", Count, "transactions declared undeliverable since the start");
+    describe_gauge!("pump_gaps_open", Count, "declared gaps that are kept and not accepted by the operator");
+    describe_gauge!(
+        "pump_oldest_prewrite_seconds",
+        Seconds,
+        "age of the oldest undecided transaction: its segment and all behind it stay on disk"
+    );
+    describe_gauge!(
+        "pump_commits_in_memory",
+        Count,
+        "commits that no recorded watermark has passed, about 200 bytes each"
+    );
     describe_counter!(
         "pump_resolver_verdicts_total",
         Count,
@@ -230,7 +241,22 @@ pub(crate) fn volume(capacity: u64, available: u64) {
     gauge!("binlog_pump_storage_storage_size_bytes", "type" => "available").set(available as f64);
 }
 
+/// A drainer that left holds nothing back, and has no position to be alarmed about.
+pub(crate) fn no_headroom(drainer: &str) {
+    gauge!("pump_retention_headroom_seconds", "drainer" => drainer.to_owned()).set(f64::NAN);
+}
+
+pub(crate) fn open_gaps(count: usize) {
+    gauge!("pump_gaps_open").set(count as f64);
+}
+
+pub(crate) fn in_memory(commits: usize) {
+    gauge!("pump_commits_in_memory").set(commits as f64);
+}
+
 pub(crate) fn progress(snapshot: &crate::progress::Snapshot, budget_used: usize, store_bytes: u64) {
+    let oldest = snapshot.oldest_start.map_or(0.0, |oldest| snapshot.newest.seconds_since(oldest.0));
+    gauge!("pump_oldest_prewrite_seconds").set(oldest);
     gauge!("binlog_pump_storage_max_commit_ts").set(snapshot.watermark.physical_ms() as f64);
     gauge!("pump_watermark_lag_seconds").set(snapshot.newest.seconds_since(snapshot.watermark));
     gauge!("pump_pending_prewrites").set(snapshot.pending as f64);

@@ -22,7 +22,9 @@
 //! 8. A floor may be raised to a T fetched *before* TiKV was asked, if TiKV says that the primary is not locked yet or
 //!    that its lock's min_commit_ts is above T: either way the commit_ts is still to be taken, later than T existed.
 //! 9. A commit_ts ≤ floor contradicts 3 unless TiDB had another copy's acknowledgement before this copy came: this pump
-//!    holds a late second copy, the other pump emits the transaction, and emitting it here could fall below W.
+//!    holds a late second copy, the other pump emits the transaction, and emitting it here could fall below W. That goes
+//!    for the floor taken at the insertion; a commit_ts between it and a raised one contradicts 8 instead, and whether
+//!    another pump has the transaction is unknown (the decider, who can look the first floor up, declares a gap).
 //! 10. W never shrinks: it is the maximum of itself and anything.
 //!
 //! Timestamps inside binlogs never move T: a wrong one must not carry W past what PD has given out. Nothing is lost by
@@ -46,7 +48,7 @@ pub struct Sorter {
 pub enum Judgement {
     /// The prewrite is open and the commit lies above its floor: to be stored and emitted.
     Emit,
-    /// The prewrite is open but the commit lies at or below its floor: a late second copy, never to be emitted.
+    /// The prewrite is open but the commit lies at or below its floor: never to be emitted.
     Late {
         /// The floor that the commit does not exceed.
         floor: Tso,

@@ -58,7 +58,10 @@ impl StatusPage {
             .reader
             .gaps(GAPS)
             .into_iter()
-            .map(|gap| json!({ "at": gap.at.get(), "start_ts": gap.start_ts.get(), "cause": gap.cause }))
+            .map(|gap| {
+                let (after, upto) = (gap.after.get(), gap.upto.get());
+                json!({ "start_ts": gap.start_ts.get(), "after": after, "upto": upto, "cause": gap.cause })
+            })
             .collect();
         json!({
             "node_id": parts.node_id,

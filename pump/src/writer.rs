@@ -69,6 +69,9 @@ pub enum Write {
     },
     /// Keep the present watermark.
     SaveWatermark,
+    /// The pump leaves for good: prewrites behind this one in the queue are refused. Those before it are open, settled or
+    /// refused when it is answered.
+    Close,
     /// Transactions at or below it may be deleted from now on.
     Collect(Tso),
 }
@@ -98,6 +101,8 @@ pub enum Outcome {
     Repeated,
     /// A commit at or below its prewrite's floor: another pump emits the transaction.
     LateCopy,
+    /// A commit whose place in the stream is past: a gap was declared.
+    Lost,
     /// About a transaction whose prewrite is not here; nothing to do.
     NoPrewrite,
 }
@@ -119,6 +124,9 @@ pub enum Refusal {
         /// The one that came now.
         commit_ts: CommitTs,
     },
+    /// A prewrite, after [`Write::Close`].
+    #[error("no online: closing")]
+    Closing,
     /// The data volume is full; nothing was written.
     #[error("no available space: the volume of data-dir is full")]
     NoSpace,
@@ -282,5 +290,167 @@ impl Writer {
         }
         self.decider.done(group);
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use crate::sorter::Sorter;
+    use crate::store::{self, Gap, Options};
+
+    use super::*;
+
+    fn prewrite(start: u64) -> Write {
+        Write::Prewrite { start_ts: StartTs::new(start), payload: Bytes::from(vec![start as u8; 10]) }
+    }
+
+    fn verdict(start: u64, verdict: Verdict) -> Write {
+        Write::Verdict { start_ts: StartTs::new(start), verdict }
+    }
+
+    fn commit(start: u64, commit: u64) -> Write {
+        Write::Commit {
+            start_ts: StartTs::new(start),
+            commit_ts: CommitTs::new(commit),
+            payload: Bytes::from_static(b"commit"),
+        }
+    }
+
+    /// One life of a writer on the store in `dir`.
+    struct Life {
+        reader: Reader,
+        progress: Arc<Progress>,
+        recovered: Recovered,
+        writer: Writer,
+        handle: WriteHandle,
+    }
+
+    impl Life {
+        fn begin(dir: &Path) -> Self {
+            let (appender, reader, recovered) = store::open(&dir.join("store"), Options::default()).unwrap();
+            let pending = recovered.pending.iter().map(|open| (open.start_ts, open.floor));
+            let progress = Arc::new(Progress::new(Sorter::recover(pending, recovered.watermark)));
+            let (writer, handle) = Writer::new(
+                appender,
+                reader.clone(),
+                progress.clone(),
+                &recovered,
+                1 << 20,
+                Duration::from_secs(60),
+            );
+            Self { reader, progress, recovered, writer, handle }
+        }
+
+        /// Makes all of these writes in one group, and ends.
+        fn write(self, writes: impl IntoIterator<Item = Write>) -> Vec<Result<Outcome, Refusal>> {
+            let answers: Vec<_> = writes
+                .into_iter()
+                .map(|write| {
+                    let (answer, answered) = oneshot::channel();
+                    let caller = Caller { answer, permit: None };
+                    self.handle.queue.try_send(Job { write, caller }).ok().unwrap();
+                    answered
+                })
+                .collect();
+            drop(self.handle);
+            self.writer.run().unwrap();
+            answers.into_iter().map(|answered| answered.blocking_recv().unwrap()).collect()
+        }
+    }
+
+    /// Whoever looked at the pump's state before it closed, and came to the writer after: refused, and not stored.
+    #[test]
+    fn no_prewrite_comes_behind_a_close() {
+        let dir = tempfile::tempdir().unwrap();
+        let life = Life::begin(dir.path());
+        let progress = life.progress.clone();
+        let answers =
+            life.write([prewrite(1), Write::Close, prewrite(2), commit(1, 3), prewrite(1), prewrite(4)]);
+        let closing = Err(Refusal::Closing);
+        let stored = Ok(Outcome::Stored);
+        assert_eq!(
+            answers,
+            [stored.clone(), stored.clone(), closing.clone(), stored, closing.clone(), closing]
+        );
+        assert_eq!(Refusal::Closing.to_string(), "no online: closing");
+        assert_eq!(progress.snapshot().pending, 0);
+        assert_eq!(Life::begin(dir.path()).recovered.pending, []);
+    }
+
+    /// TiKV's word raises the floor, and the rollback binlog comes in the same group: the floor on disk is the raised one,
+    /// or the watermark would fall with the next start.
+    #[test]
+    fn a_rollback_binlog_does_not_sink_the_floor() {
+        let dir = tempfile::tempdir().unwrap();
+        let life = Life::begin(dir.path());
+        life.progress.tick(Tso::new(10));
+        life.write([prewrite(5)])[0].clone().unwrap();
+
+        let life = Life::begin(dir.path());
+        let progress = life.progress.clone();
+        progress.tick(Tso::new(20));
+        let rollback = Write::RollbackSeen { start_ts: StartTs::new(5) };
+        life.write([verdict(5, Verdict::Above(Tso::new(20))), rollback]);
+        assert_eq!(progress.watermark(), Tso::new(20));
+
+        let life = Life::begin(dir.path());
+        let open = life.recovered.pending[0];
+        assert_eq!((open.start_ts.get(), open.floor.get(), open.rollback_seen), (5, 20, true));
+        life.progress.tick(Tso::new(21));
+        assert!(life.progress.watermark() >= progress.watermark(), "the watermark fell");
+    }
+
+    /// A commit_ts above the floor with which the prewrite came is no late copy, whatever the floor was raised to: another
+    /// pump need not have it. The gap is declared above the watermark, once, and outlives a restart.
+    #[test]
+    fn a_commit_that_tikv_had_ruled_out_is_a_gap() {
+        let dir = tempfile::tempdir().unwrap();
+        let life = Life::begin(dir.path());
+        life.progress.tick(Tso::new(10));
+        life.write([prewrite(5), prewrite(6)]);
+        let life = Life::begin(dir.path());
+        life.progress.tick(Tso::new(20));
+        life.write([5, 6].map(|start| verdict(start, Verdict::Above(Tso::new(20)))));
+
+        let life = Life::begin(dir.path());
+        life.progress.tick(Tso::new(30));
+        let watermark = life.progress.watermark();
+        assert_eq!(watermark, Tso::new(20));
+        let answers = life.write([commit(5, 15), commit(6, 9), commit(5, 15)]);
+        assert_eq!(answers, [Ok(Outcome::Lost), Ok(Outcome::LateCopy), Ok(Outcome::Repeated)]);
+
+        let life = Life::begin(dir.path());
+        let gaps = life.reader.gaps_within(watermark, Tso::MAX);
+        let [Gap { start_ts, after, upto, cause }] = gaps.as_slice() else { panic!("{gaps:?}") };
+        assert_eq!((start_ts.get(), after.get(), upto.get()), (5, 14, 21));
+        assert!(cause.contains("committed at 15"), "{cause}");
+        assert!(life.reader.scan(Tso::ZERO, Tso::MAX, 1 << 20).unwrap().transactions.is_empty());
+        // TiDB sends it again.
+        assert_eq!(life.write([commit(5, 15)]), [Ok(Outcome::Repeated)]);
+        assert_eq!(Life::begin(dir.path()).reader.gaps(9).len(), 1);
+    }
+
+    /// What TiKV may have forgotten committed after its floor and before now, if at all.
+    #[test]
+    fn a_forgotten_transaction_is_a_gap_up_to_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let life = Life::begin(dir.path());
+        life.progress.tick(Tso::new(10));
+        life.write([prewrite(5)]);
+        let life = Life::begin(dir.path());
+        life.progress.tick(Tso::new(40));
+        let (reader, progress) = (life.reader.clone(), life.progress.clone());
+        let watermark = progress.watermark();
+        let unknown = Verdict::Unknown { cause: "forgotten".into() };
+        life.write([verdict(5, unknown)]);
+        let gap = Gap {
+            start_ts: StartTs::new(5),
+            after: Tso::new(10),
+            upto: Tso::new(40),
+            cause: "forgotten".into(),
+        };
+        assert_eq!(reader.gaps_within(watermark, progress.watermark()), [gap]);
     }
 }

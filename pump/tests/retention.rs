@@ -136,5 +136,8 @@ async fn headroom_is_a_metric() {
     stand_at(&site, CommitTs(eight_days_ago)).await;
     let due = WEEK - 8.0 * 86_400.0;
     until("it is told", || async { headroom().await.is_some_and(|left| (left - due).abs() < 60.0) }).await;
+    // Given up, it has none, and nothing to be alarmed about.
+    site.registry.set_state(NodeKind::Drainer, "d1", NodeState::Offline).await.unwrap();
+    until("it is told", || async { headroom().await.is_some_and(f64::is_nan) }).await;
     process.kill();
 }

@@ -5,10 +5,11 @@
 mod site;
 
 use bytes::Bytes;
+use pump::config::Config;
 use schemas::binlog::{Binlog, BinlogType};
 use simulator::topology::Fault;
 use simulator::transactions::{End, Transaction};
-use site::{CLUSTER, Drainer, Site, Txn, is_fake, pull_original, soon, until};
+use site::{CLUSTER, Drainer, Process, Site, Txn, is_fake, pull_original, soon, until};
 use tidb::ts::{CommitTs, StartTs, Tso};
 use tonic::Code;
 use tonic::codec::CompressionEncoding;
@@ -373,6 +374,25 @@ async fn pd_going_back_ends_the_pump() {
     pump.stop().await.unwrap();
 }
 
+/// A restored PD may be ahead of the watermark that was saved last, and behind what is stored all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn pd_must_not_be_behind_any_commit() {
+    let site = Site::start().await;
+    let process = Process::start(&site, "p1").await;
+    // The clock stands still: no watermark comes near the commit_ts.
+    let before = site.cluster.tso();
+    site.cluster.freeze(before);
+    let (tidb, txn) = (process.tidb(), Txn::begin(&site.cluster, "x"));
+    site.cluster.prewrite(txn.start_ts, txn.key.clone());
+    tidb.write(&txn.prewrite()).await.unwrap();
+    let commit_ts = CommitTs(Tso::from_parts(before.physical_ms() + 2_000, 0));
+    assert!(site.cluster.commit(txn.start_ts, commit_ts));
+    tidb.write(&txn.commit(commit_ts)).await.unwrap();
+    process.kill();
+    let error = site.fails(site.config("p1")).await;
+    assert!(error.contains("PD went back") && error.contains(&commit_ts.to_string()), "{error}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn collected_positions_are_refused() {
     let site = Site::start().await;
@@ -431,9 +451,44 @@ async fn what_tikv_may_have_forgotten_is_a_declared_gap() {
     until("the gap is declared", || async { pump.status().await["gaps"][0]["start_ts"].is_u64() }).await;
     let status = pump.status().await;
     assert_eq!(status["gaps"][0]["start_ts"].as_u64(), Some(txn.start_ts.get()));
-    // The stream goes on.
+    // The stream goes on, with the gap in its place, however often and from wherever below it somebody asks.
     let last = Txn::begin(cluster, "after").run(cluster, &pump.tidb()).await;
-    Drainer::open(pump.at.addr, Tso::ZERO).await.unwrap().reach(last.0).await;
+    let mut drainer = Drainer::open(pump.at.addr, Tso::ZERO).await.unwrap();
+    drainer.reach(last.0).await;
+    let [gap] = drainer.gaps.as_slice() else { panic!("{:?}", drainer.gaps) };
+    assert_eq!(gap.start_ts, txn.start_ts.get());
+    assert!(gap.after >= txn.start_ts.get() && gap.upto < last.get());
+    assert!(gap.cause.contains("safe point"), "{}", gap.cause);
+    pump.stop().await.unwrap();
+    let pump = site.pump("p1").await;
+    for (after, gaps) in [(0, 1), (gap.upto - 1, 1), (gap.upto, 0)] {
+        let mut again = Drainer::open(pump.at.addr, Tso::new(after)).await.unwrap();
+        again.reach(last.0).await;
+        assert_eq!(again.gaps, vec![gap.clone(); gaps]);
+        assert_eq!(again.commits(), drainer.commits());
+    }
+    // The original protocol has no words for it: it does not pass, and everybody is told.
+    for _ in 0..2 {
+        let error = pull_original(&mut pump.tidb().client, Tso::ZERO, last.0).await.unwrap_err();
+        assert_eq!(error.code(), Code::DataLoss, "{error}");
+        let fix = format!("accept-gaps-upto = {}", gap.upto);
+        assert!(
+            error.message().contains(&fix) && error.message().contains(&txn.start_ts.to_string()),
+            "{error}"
+        );
+    }
+    until("orchestrators are told", || async { !pump.is_ready().await }).await;
+    pump.stop().await.unwrap();
+    // Until the operator knows of it.
+    let accepting = Config { accept_gaps_upto: Tso::new(gap.upto), ..site.config("p1") };
+    let pump = site.launch(accepting).await;
+    pump.online().await;
+    let pulled = pull_original(&mut pump.tidb().client, Tso::ZERO, last.0).await.unwrap();
+    assert_eq!(pulled.iter().filter(|(.., binlog)| !is_fake(binlog)).count(), 1);
+    until("the pump is ready again", || pump.is_ready()).await;
+    let mut again = Drainer::open(pump.at.addr, Tso::ZERO).await.unwrap();
+    again.reach(last.0).await;
+    assert_eq!(again.gaps, drainer.gaps);
     pump.stop().await.unwrap();
 }
 
@@ -468,6 +523,10 @@ async fn a_commit_after_tikv_said_rolled_back_is_emitted_or_declared_lost() {
     let gaps = &pump.status().await["gaps"];
     assert_eq!(gaps.as_array().unwrap().len(), 1);
     assert_eq!(gaps[0]["start_ts"].as_u64(), Some(behind.start_ts.get()));
+    // The drainer was past its place, and is told all the same.
+    let [gap] = drainer.gaps.as_slice() else { panic!("{:?}", drainer.gaps) };
+    assert_eq!((gap.start_ts, gap.after), (behind.start_ts.get(), behind_at.get() - 1));
+    assert!(gap.upto > behind_at.get() && gap.upto < ahead_at.get());
     pump.stop().await.unwrap();
 }
 

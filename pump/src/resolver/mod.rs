@@ -232,7 +232,8 @@ impl Resolver {
         let asked_again = Instant::now() + PATIENCE;
         match written {
             // The writer said why, and whether the stream can go on without it.
-            Ok(()) | Err(Refusal::CommitDiffers { .. } | Refusal::PrewriteDiffers { .. }) => {}
+            Ok(())
+            | Err(Refusal::CommitDiffers { .. } | Refusal::PrewriteDiffers { .. } | Refusal::Closing) => {}
             Err(Refusal::NoSpace) => {
                 metrics::resolver_failed("no_space");
                 watched.due = asked_again;

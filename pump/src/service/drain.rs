@@ -12,7 +12,9 @@ use schemas::binlog::Binlog;
 use schemas::sluice::pump::v1::drain_server::Drain;
 use schemas::sluice::pump::v1::pull_request::Body as Ask;
 use schemas::sluice::pump::v1::pull_response::Body;
-use schemas::sluice::pump::v1::{Batch, Chunk, Open, OutOfRange, PullRequest, PullResponse, Transaction};
+use schemas::sluice::pump::v1::{
+    Batch, Chunk, Gap, Open, OutOfRange, PullRequest, PullResponse, Transaction,
+};
 use tidb::ts::Tso;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tonic::{Request, Response, Status, Streaming};
@@ -24,7 +26,7 @@ use crate::clock::Clock;
 use crate::metrics;
 use crate::progress::Progress;
 use crate::readers::{Readers, Registration};
-use crate::store::{Reader, Stored};
+use crate::store::{self, Reader, Stored};
 
 const PROTOCOL: &str = "drain";
 
@@ -195,7 +197,8 @@ impl Feed {
             }
             Err(Ended::Broken(status)) => return Err(status),
         };
-        let mut batches = Batches::new(self.batch_bytes);
+        let gaps = self.service.reader.gaps_within(self.read, stretch.reached);
+        let mut batches = Batches::new(self.batch_bytes, gaps);
         for transaction in stretch.transactions {
             batches.push(transaction);
         }
@@ -230,20 +233,32 @@ fn transaction(stored: &Stored) -> Result<Transaction, prost::DecodeError> {
     })
 }
 
-/// Cuts a run of transactions into batches and chunks.
+/// Cuts a run of transactions into batches and chunks, with the gaps in their places.
 struct Batches {
     limit: usize,
+    /// By their ends.
+    gaps: VecDeque<store::Gap>,
     bytes: usize,
     open: Vec<Transaction>,
     bodies: Vec<Body>,
 }
 
 impl Batches {
-    fn new(limit: usize) -> Self {
-        Self { limit, bytes: 0, open: Vec::new(), bodies: Vec::new() }
+    fn new(limit: usize, gaps: Vec<store::Gap>) -> Self {
+        Self { limit, gaps: gaps.into(), bytes: 0, open: Vec::new(), bodies: Vec::new() }
+    }
+
+    /// Nothing may say that `ts` is reached before the gaps that end by then.
+    fn gaps_through(&mut self, ts: u64) {
+        while let Some(gap) = self.gaps.pop_front_if(|gap| gap.upto.get() <= ts) {
+            self.close();
+            let (start_ts, after, upto) = (gap.start_ts.get(), gap.after.get(), gap.upto.get());
+            self.bodies.push(Body::Gap(Gap { start_ts, after, upto, cause: gap.cause }));
+        }
     }
 
     fn push(&mut self, transaction: Transaction) {
+        self.gaps_through(transaction.commit_ts);
         let size = transaction.prewrite_value.len() + transaction.ddl_query.len();
         if self.bytes + size > self.limit {
             self.close();
@@ -276,6 +291,7 @@ impl Batches {
     }
 
     fn finish(mut self, reached: Tso) -> Vec<Body> {
+        self.gaps_through(reached.get());
         let batch = Batch { transactions: self.open, watermark: reached.get() };
         self.bodies.push(Body::Batch(batch));
         self.bodies
@@ -286,18 +302,32 @@ impl Batches {
 mod tests {
     use bytes::Bytes;
     use proptest::prelude::*;
+    use tidb::ts::StartTs;
 
     use super::*;
 
     proptest! {
         #[test]
-        fn batches_and_chunks_add_up(sizes in prop::collection::vec(0..40usize, 0..30), limit in 1..20usize) {
+        fn batches_and_chunks_add_up(
+            sizes in prop::collection::vec(0..40usize, 0..30),
+            limit in 1..20usize,
+            ends in prop::collection::vec(1..1_000u64, 0..4),
+        ) {
             let sent: Vec<_> = sizes.iter().enumerate().map(|(i, &size)| Transaction {
                 commit_ts: i as u64 + 1,
                 prewrite_value: vec![i as u8; size].into(),
                 ..Transaction::default()
             }).collect();
-            let mut batches = Batches::new(limit);
+            let mut ends = ends;
+            ends.sort_unstable();
+            let lost = ends.iter().map(|&upto| store::Gap {
+                start_ts: StartTs::new(upto),
+                after: Tso::ZERO,
+                upto: Tso::new(upto),
+                cause: format!("lost {upto}"),
+            });
+            let mut batches = Batches::new(limit, lost.collect());
+            let mut gaps = Vec::new();
             for transaction in &sent {
                 batches.push(transaction.clone());
             }
@@ -332,12 +362,20 @@ mod tests {
                             received.push(head);
                         }
                     }
-                    Body::OutOfRange(_) | Body::Gap(_) => prop_assert!(false),
+                    Body::Gap(gap) => {
+                        prop_assert!(open.is_none(), "a gap between chunks");
+                        prop_assert!(watermark < gap.upto);
+                        prop_assert!(received.iter().all(|t| t.commit_ts < gap.upto));
+                        prop_assert_eq!(gap.cause, format!("lost {}", gap.start_ts));
+                        gaps.push(gap.upto);
+                    }
+                    Body::OutOfRange(_) => prop_assert!(false),
                 }
             }
             prop_assert!(open.is_none());
             prop_assert_eq!(watermark, 1_000);
             prop_assert_eq!(received, sent);
+            prop_assert_eq!(gaps, ends);
         }
     }
 }

@@ -3,6 +3,10 @@
 //!
 //! Fakes are made here from the watermark and never stored. The one difference to the original: a position whose
 //! transactions were collected is refused, not skipped over. (Position 0 means "from the oldest", as ever.)
+//!
+//! The protocol cannot carry a declared gap. A stream that comes to one ends with DATA_LOSS behind the last transaction
+//! before it, and so does the next one, until the operator accepts the gap (`accept-gaps-upto`): the original drainer would
+//! go on as if nothing had been there, and its downstream would differ for good without anybody having been told.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -44,6 +48,8 @@ pub struct PullService {
     pub budget: usize,
     /// Streams that may still be opened, by either protocol.
     pub slots: Arc<Semaphore>,
+    /// Streams may pass gaps that end at or below it.
+    pub accept_gaps_upto: Tso,
     /// At least this long between two fakes.
     pub fake_interval: Duration,
     /// Ends the streams.
@@ -125,6 +131,8 @@ struct Feed {
     read: Tso,
     /// The last commit_ts sent or ready to be, fakes included.
     sent: Tso,
+    /// Why the stream cannot go on behind what is ready.
+    lost: Option<Status>,
     fake_due: Instant,
     began: Instant,
     failed: bool,
@@ -143,6 +151,7 @@ impl Feed {
             ready: VecDeque::new(),
             read: after,
             sent: after,
+            lost: None,
             fake_due: Instant::now(),
             began: Instant::now(),
             failed: false,
@@ -154,6 +163,9 @@ impl Feed {
         loop {
             if let Some(message) = self.ready.pop_front() {
                 return Ok(Some(message));
+            }
+            if let Some(status) = self.lost.take() {
+                return Err(status);
             }
             // Whatever comes later is above what was read up to, and so above the fake.
             let fake = self.sent < self.read;
@@ -186,6 +198,18 @@ impl Feed {
             }
             Err(Ended::Broken(status)) => return Err(status),
         };
+        let accepted = after.max(self.service.accept_gaps_upto);
+        if let Some(gap) = self.service.reader.gaps_within(accepted, stretch.reached).into_iter().next() {
+            self.ready.extend(stretch.transactions.into_iter().filter(|sent| commit_ts(sent) < gap.upto));
+            let text = format!(
+                "transaction {} is lost, it committed after {} and by {} if at all ({}): this protocol cannot say so \
+                 in the stream; set accept-gaps-upto = {} to go on without it",
+                gap.start_ts, gap.after, gap.upto, gap.cause, gap.upto
+            );
+            warn!(%after, reason = text, "an original pull stream ends at a declared gap");
+            self.lost = Some(Status::data_loss(text));
+            return Ok(());
+        }
         self.sent = stretch.last.unwrap_or(self.sent);
         self.ready.extend(stretch.transactions);
         self.read = stretch.reached;
@@ -226,6 +250,11 @@ fn joined(stored: &Stored) -> Result<PullBinlogResp, prost::DecodeError> {
         ddl_schema_state: Some(prewrite.ddl_schema_state.unwrap_or(0)),
     };
     Ok(message(&binlog, start_ts, commit_ts))
+}
+
+fn commit_ts(message: &PullBinlogResp) -> Tso {
+    let meta = message.entity.as_ref().and_then(|entity| entity.meta.as_ref());
+    meta.map_or(Tso::ZERO, |meta| Tso::from_i64(meta.commit_ts))
 }
 
 /// "Everything up to here was sent": a rollback whose two timestamps are equal.

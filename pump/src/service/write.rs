@@ -242,9 +242,10 @@ impl Intake {
                 debug!(?outcome, "binlog taken");
                 Ok(())
             }
-            Err(refusal @ (Refusal::PrewriteDiffers { .. } | Refusal::CommitDiffers { .. })) => {
-                Err(Status::unknown(refusal.to_string()))
-            }
+            Err(
+                refusal
+                @ (Refusal::PrewriteDiffers { .. } | Refusal::CommitDiffers { .. } | Refusal::Closing),
+            ) => Err(Status::unknown(refusal.to_string())),
             // TiDB goes on to another pump, and the calls of other sessions on this connection are not disturbed.
             Err(refusal @ Refusal::NoSpace) => Err(Status::aborted(refusal.to_string())),
             Err(refusal @ Refusal::Stopped) => Err(Status::unavailable(refusal.to_string())),

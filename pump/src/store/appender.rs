@@ -138,7 +138,7 @@ impl Appender {
                     watermark = watermark.max(*ts);
                     continue;
                 }
-                Record::Gap { .. } | Record::Collected(_) => continue,
+                Record::Gap(_) | Record::Collected(_) => continue,
             };
             if let Record::Prewrite { payload, .. } | Record::Commit { payload, .. } = record
                 && u32::try_from(payload.len()).is_err()
@@ -263,9 +263,11 @@ fn raw(record: &Record) -> Option<NewRecord> {
         Record::Dropped { start_ts, fate, floor } => {
             raw(Kind::Dropped, *start_ts, *floor, Bytes::copy_from_slice(&fate.encode()))
         }
-        Record::Gap { start_ts, at, cause } => {
-            let cause = cause.as_bytes();
-            raw(Kind::Gap, *start_ts, *at, Bytes::copy_from_slice(&cause[..cause.len().min(CAUSE)]))
+        Record::Gap(gap) => {
+            let cause = gap.cause.as_bytes();
+            let mut fact = gap.after.get().to_le_bytes().to_vec();
+            fact.extend_from_slice(&cause[..cause.len().min(CAUSE)]);
+            raw(Kind::Gap, gap.start_ts, gap.upto, fact.into())
         }
         Record::Watermark(ts) => raw(Kind::Watermark, StartTs(*ts), Tso::ZERO, Bytes::new()),
         Record::Collected(_) => None,

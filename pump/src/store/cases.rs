@@ -6,10 +6,11 @@ use bytes::Bytes;
 use tidb::ts::{CommitTs, StartTs, Tso};
 
 use super::crash::{CrashDisk, Dice};
+use super::disk::Disk as _;
 use super::keeper::Pace;
 use super::model::{OPTIONS, open};
 use super::open::open_on;
-use super::segment::Name;
+use super::segment::{Name, spare_name};
 use super::{Fate, Options, Reader, Record, Recovered, StoreError};
 
 fn prewrites(starts: std::ops::Range<u64>, len: usize) -> Vec<Record> {
@@ -128,6 +129,100 @@ fn the_reserve_is_for_commits() {
     assert_eq!(scan.transactions.len() as u64, committed);
 }
 
+/// Where there is no space for the index, what it should hold is served from memory, at a start too, and goes to files when
+/// space is back; making space by collecting works meanwhile.
+#[test]
+fn a_full_disk_does_not_stop_the_index() {
+    let disk = CrashDisk::default();
+    let options = Options { segment_bytes: 64 << 10, ..OPTIONS };
+    let open = |disk: &CrashDisk| open_on(Arc::new(disk.clone()), options, Pace::Inline);
+    let (mut appender, mut reader, _) = open(&disk).unwrap();
+    let txn = |ts| {
+        let commit = Record::Commit {
+            start_ts: StartTs::new(ts),
+            commit_ts: CommitTs::new(ts + 1),
+            payload: Bytes::new(),
+        };
+        [prewrites(ts..ts + 1, 10).remove(0), commit, Record::Watermark(Tso::new(ts + 1))]
+    };
+    let starts = |reader: &Reader, after| -> Vec<u64> {
+        let (mut found, mut after) = (Vec::new(), Tso::new(after));
+        while after < Tso::new(10_000) {
+            let scan = reader.scan(after, Tso::new(10_000), 1 << 20).unwrap();
+            found.extend(scan.transactions.iter().map(|txn| txn.start_ts.get()));
+            after = scan.reached;
+        }
+        found
+    };
+    let runs = |disk: &CrashDisk| {
+        disk.files().iter().filter(|(name, _)| matches!(Name::parse(name), Name::Run(_))).count()
+    };
+    let mut expected = Vec::new();
+    // What is prepared has room for the log; not a byte is left for the index, then enough to begin a file and no more.
+    for (left, from) in [(0, 10), (1, 600)] {
+        disk.limit(Some(disk.used() + left));
+        let before = runs(&disk);
+        for ts in (from..from + 500).step_by(10) {
+            appender.append(&txn(ts)).unwrap();
+            expected.push(ts);
+        }
+        assert!(runs(&disk) <= before + 1);
+        assert!(reader.waiting() >= 9, "{} wait", reader.waiting());
+        drop(appender);
+        disk.kill();
+        (appender, reader, _) = open(&disk).unwrap();
+        assert_eq!(starts(&reader, 0), expected);
+        disk.limit(None);
+        appender.append(&txn(from + 500)).unwrap();
+        assert_eq!(reader.waiting(), 0);
+        expected.push(from + 500);
+        assert_eq!(starts(&reader, 0), expected);
+    }
+    disk.limit(Some(disk.used()));
+    appender.append(&txn(2000)).unwrap();
+    appender.append(&[Record::Collected(Tso::new(551))]).unwrap();
+    expected.retain(|&start| start > 551);
+    expected.push(2000);
+    assert_eq!(starts(&reader, 551), expected);
+}
+
+/// A prepared segment whose first block has another generation than its name (its use began again, and the power went) is
+/// not used: records that it held before would count as new ones.
+#[test]
+fn a_spare_with_anothers_first_block_is_dropped() {
+    let disk = CrashDisk::default();
+    open(&disk).unwrap().0.close().unwrap();
+    let spares = |disk: &CrashDisk| -> Vec<u64> {
+        let names = disk.files().into_iter().map(|(name, _)| Name::parse(&name));
+        names
+            .filter_map(|name| if let Name::Spare(generation) = name { Some(generation) } else { None })
+            .collect()
+    };
+    let [generation] = spares(&disk)[..] else { panic!("one is prepared") };
+    let renamed = generation + (5 << 32);
+    disk.rename(&spare_name(generation), &spare_name(renamed)).unwrap();
+    disk.sync_dir().unwrap();
+    open(&disk).unwrap().0.close().unwrap();
+    let [prepared] = spares(&disk)[..] else { panic!("one is prepared") };
+    assert!(prepared >> 32 > renamed >> 32, "{prepared:x} after {renamed:x}");
+}
+
+/// An open prewrite before the last checkpoint is not read by a replay, but will be needed: the start names it.
+#[test]
+fn a_rotten_open_prewrite_is_named_at_the_start() {
+    let disk = CrashDisk::default();
+    let (mut appender, ..) = open(&disk).unwrap();
+    appender.append(&prewrites(1..2, 500)).unwrap();
+    appender.close().unwrap();
+    disk.kill();
+    let (segment, _) =
+        disk.files().into_iter().find(|(name, _)| matches!(Name::parse(name), Name::Segment(_))).unwrap();
+    disk.damage(&segment, |bytes| bytes[4096 + 48 + 250] ^= 1);
+    let error = open(&disk).map(drop).unwrap_err();
+    assert!(matches!(error, StoreError::Corrupt { offset: 4096, .. }), "{error}");
+    assert!(error.to_string().contains(&segment), "{error}");
+}
+
 /// Each way to lose files is refused by name.
 #[test]
 fn what_is_missing_is_named() {
@@ -220,7 +315,7 @@ fn on_a_file_system() {
     let dir = parent.path().join("log");
     let options = Options { segment_bytes: 64 * 1024, spares: 1, recycled: 1, reserve_bytes: 0 };
     let (mut appender, reader, recovered) = super::open(&dir, options).unwrap();
-    assert_eq!(recovered, Recovered::default());
+    assert_eq!(recovered, Recovered { empty: true, ..Recovered::default() });
     let payload = |start: u64| Bytes::from(vec![start as u8; 1000 + start as usize]);
     for start in 1..500 {
         let floor = Tso::new(10 * start);
@@ -270,6 +365,6 @@ fn on_a_file_system() {
 
     appender.close().unwrap();
     let (_appender, reader, recovered) = super::open(&dir, options).unwrap();
-    assert_eq!((recovered.replayed, recovered.rebuilt), (0, false));
+    assert_eq!((recovered.replayed, recovered.rebuilt, recovered.empty), (0, false, false));
     assert!(all(&reader, 2500) == found[249..]);
 }

@@ -16,7 +16,7 @@ use super::{Fate, Gap};
 
 /// The file's name.
 pub(super) const NAME: &str = "checkpoint";
-const MAGIC: [u8; 8] = *b"SLCHECK\x01";
+const MAGIC: [u8; 8] = *b"SLCHECK\x02";
 
 /// What is saved.
 #[derive(Debug, PartialEq)]
@@ -63,7 +63,9 @@ impl Checkpoint {
         }
         out.put(&[pairing.gaps.len() as u64]);
         for gap in &pairing.gaps {
-            out.put(&[gap.at.get(), gap.start_ts.get(), gap.cause.len() as u64]);
+            let place = [gap.start_ts.get(), gap.after.get(), gap.upto.get()];
+            out.put(&place);
+            out.put(&[gap.cause.len() as u64]);
             out.0.extend_from_slice(gap.cause.as_bytes());
         }
         let mut bytes = out.0;
@@ -117,10 +119,10 @@ impl Checkpoint {
             pairing.needed.insert(base, needed);
         }
         for _ in 0..rest.next()? {
-            let (at, start_ts) = (rest.tso()?, StartTs(rest.tso()?));
+            let (start_ts, after, upto) = (StartTs(rest.tso()?), rest.tso()?, rest.tso()?);
             let len = rest.next()? as usize;
             let cause = String::from_utf8(rest.bytes(len)?.to_vec()).ok()?;
-            pairing.gaps.push(Gap { at, start_ts, cause });
+            pairing.gaps.push(Gap { start_ts, after, upto, cause });
         }
         Some(Self { end, runs, waiting, pairing })
     }
@@ -188,7 +190,8 @@ mod tests {
             pairing.dropped.insert(StartTs::new(start), dropped);
         }
         pairing.needed.insert(0, Needed { open: 2, newest: CommitTs::new(50) });
-        pairing.gaps.push(Gap { at: Tso::new(44), start_ts: StartTs::new(3), cause: "forgotten".into() });
+        let (after, upto) = (Tso::new(43), Tso::new(44));
+        pairing.gaps.push(Gap { start_ts: StartTs::new(3), after, upto, cause: "forgotten".into() });
         let committed = Committed {
             commit_ts: CommitTs::new(50),
             start_ts: StartTs::new(9),

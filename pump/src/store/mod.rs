@@ -156,14 +156,7 @@ pub enum Record {
         floor: Tso,
     },
     /// A transaction that this pump cannot deliver.
-    Gap {
-        /// The transaction.
-        start_ts: StartTs,
-        /// Its place, or its floor if unknown.
-        at: Tso,
-        /// What happened, for the operator.
-        cause: String,
-    },
+    Gap(Gap),
     /// The watermark: every commit to come is above it. To be recorded about once a second while there is traffic; what
     /// it passes leaves memory.
     Watermark(Tso),
@@ -177,20 +170,23 @@ impl Record {
     pub fn weight(&self) -> usize {
         let variable = match self {
             Self::Prewrite { payload, .. } | Self::Commit { payload, .. } => payload.len(),
-            Self::Gap { cause, .. } => cause.len(),
+            Self::Gap(gap) => gap.cause.len(),
             Self::Floor { .. } | Self::Dropped { .. } | Self::Watermark(_) | Self::Collected(_) => 0,
         };
         variable + 64
     }
 }
 
-/// A transaction that cannot be delivered.
+/// A transaction that was acknowledged and cannot be delivered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gap {
-    /// Its place, or its floor if unknown.
-    pub at: Tso,
     /// The transaction.
     pub start_ts: StartTs,
+    /// It committed above this, if at all.
+    pub after: Tso,
+    /// It committed at or below this, if at all. Above the watermark when the gap was declared: whoever reads up to it
+    /// learns of the gap before.
+    pub upto: Tso,
     /// What happened, for the operator.
     pub cause: String,
 }
@@ -217,6 +213,8 @@ pub struct Recovered {
     pub newest_start: Tso,
     /// The greatest timestamp of any kind: PD's next one must be greater.
     pub newest: Tso,
+    /// Nothing was ever stored here.
+    pub empty: bool,
     /// Records read at this start.
     pub replayed: u64,
     /// There was no usable checkpoint, so the index was rebuilt from the whole log.
@@ -237,7 +235,7 @@ pub enum StoreError {
     /// Records are gone although later ones are there.
     #[error(
         "{}: acknowledged records {from} to {to} are damaged or missing at offset {offset}, later ones are there; restore \
-         the directory from a copy, or declare this pump lost with `binlogctl offline-pump`",
+         the directory from a copy, or declare this pump lost with `binlogctl -cmd update-pump -node-id … -state offline`",
         path.display()
     )]
     Hole {
@@ -253,7 +251,7 @@ pub enum StoreError {
     /// The log ends before what was durable.
     #[error(
         "{}: the log ends at offset {offset}, but records {from} to {to} had been acknowledged; restore the directory \
-         from a copy, or declare this pump lost with `binlogctl offline-pump`",
+         from a copy, or declare this pump lost with `binlogctl -cmd update-pump -node-id … -state offline`",
         path.display()
     )]
     LostTail {

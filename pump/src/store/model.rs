@@ -12,7 +12,7 @@ use super::crash::{CrashDisk, Dice};
 use super::keeper::Pace;
 use super::open::open_on;
 use super::segment::Name;
-use super::{Fate, Options, Reader, Record, Recovered, StoreError};
+use super::{Fate, Gap, Options, Reader, Record, Recovered, StoreError};
 
 pub(super) const OPTIONS: Options =
     Options { segment_bytes: 16 * 1024, spares: 1, recycled: 2, reserve_bytes: 2048 };
@@ -40,7 +40,7 @@ struct Model {
     open: BTreeMap<u64, Open>,
     dropped: BTreeMap<u64, (Fate, u64, Bytes)>,
     committed: BTreeMap<u64, Txn>,
-    gaps: Vec<(u64, u64, String)>,
+    gaps: Vec<Gap>,
 }
 
 impl Model {
@@ -69,14 +69,14 @@ impl Model {
                 let open = self.open.remove(&start_ts.get()).unwrap();
                 self.dropped.insert(start_ts.get(), (*fate, floor.get(), open.payload));
             }
-            Record::Gap { start_ts, at, cause } => self.gaps.push((at.get(), start_ts.get(), cause.clone())),
+            Record::Gap(gap) => self.gaps.push(gap.clone()),
             Record::Watermark(ts) => self.recorded = self.recorded.max(ts.get()),
             Record::Collected(_) => {}
         }
     }
 
-    fn kept_gaps(&self) -> impl Iterator<Item = (u64, u64, String)> {
-        self.gaps.iter().filter(|gap| gap.0 > self.collected).cloned()
+    fn kept_gaps(&self) -> impl Iterator<Item = Gap> {
+        self.gaps.iter().filter(|gap| gap.upto.get() > self.collected).cloned()
     }
 
     fn emitted(&self) -> Vec<Txn> {
@@ -191,7 +191,13 @@ impl World {
             }
             (13, ..) => {
                 let start_ts = StartTs::new(model.now());
-                Record::Gap { start_ts, at: start_ts.0, cause: format!("gap {}", start_ts.get()) }
+                let upto = Tso::new(model.now());
+                Record::Gap(Gap {
+                    start_ts,
+                    after: start_ts.0,
+                    upto,
+                    cause: format!("gap {}", start_ts.get()),
+                })
             }
             (14, ..) => Record::Watermark(Tso::new(model.watermark)),
             _ => {
@@ -249,10 +255,9 @@ impl World {
         assert_eq!(self.stored_open(), self.model.open);
     }
 
-    fn stored_gaps(&self) -> impl Iterator<Item = (u64, u64, String)> {
+    fn stored_gaps(&self) -> impl Iterator<Item = Gap> {
         let collected = self.model.collected;
-        let gaps = self.reader.gaps(usize::MAX).into_iter();
-        gaps.map(|gap| (gap.at.get(), gap.start_ts.get(), gap.cause)).filter(move |gap| gap.0 > collected)
+        self.reader.gaps(usize::MAX).into_iter().filter(move |gap| gap.upto.get() > collected)
     }
 
     fn stored_committed(&self) -> Vec<Txn> {
@@ -302,7 +307,10 @@ impl World {
     fn restart(&mut self) {
         self.appender = None;
         self.after_crash();
-        self.disk.limit(None);
+        // A full disk may stay full.
+        if self.dice.roll(2) == 0 {
+            self.disk.limit(None);
+        }
         let mut attempts = 0;
         let (appender, reader, recovered) = loop {
             // Power may go during recovery too.
@@ -479,6 +487,7 @@ proptest! {
             world.step(step);
         }
         world.restart();
+        world.disk.limit(None);
         let marked = world.end();
         let mut end = marked;
         if closed {

@@ -87,7 +87,7 @@ pub(super) fn open_on(
                     path: disk.path(&segment_name(base)),
                     offset: position.get() - base,
                     what: "the record here contradicts those before it; restore the directory from a copy, or declare \
-                           this pump lost with `binlogctl offline-pump`",
+                           this pump lost with `binlogctl -cmd update-pump -node-id … -state offline`",
                 });
             }
         }
@@ -112,6 +112,7 @@ pub(super) fn open_on(
         watermark: pairing.watermark,
         newest_start: pairing.newest_start,
         newest: pairing.newest,
+        empty: end.sequence <= 1,
         replayed,
         rebuilt,
     };

@@ -156,8 +156,9 @@ impl Pairing {
             }
             Kind::Floor | Kind::RollbackSeen => {
                 let open = self.open.get_mut(&start_ts).ok_or(Unfounded)?;
-                open.floor = stamp;
-                open.rollback_seen = header.kind == Kind::RollbackSeen;
+                // Neither is ever taken back, in whatever order a group has its news.
+                open.floor = open.floor.max(stamp);
+                open.rollback_seen |= header.kind == Kind::RollbackSeen;
             }
             Kind::Commit => {
                 let commit_ts = CommitTs(stamp);
@@ -176,10 +177,11 @@ impl Pairing {
                 self.dropped.insert(start_ts, Dropped { fate, floor: stamp, place: open.place });
             }
             Kind::Gap => {
+                let (after, cause) = payload.split_at_checked(8).ok_or(Unfounded)?;
                 let needed = self.needed.entry(base).or_default();
                 needed.newest = needed.newest.max(CommitTs(stamp));
-                let cause = String::from_utf8_lossy(payload).into_owned();
-                self.gaps.push(Gap { at: stamp, start_ts, cause });
+                let cause = String::from_utf8_lossy(cause).into_owned();
+                self.gaps.push(Gap { start_ts, after: Tso::new(u64_at(after, 0)), upto: stamp, cause });
             }
             Kind::Watermark => self.watermark = self.watermark.max(start_ts.0),
         }
@@ -221,7 +223,7 @@ impl Pairing {
     /// Forgets what a collection up to `through` makes unneeded, and says from which base on the log is still needed; at
     /// most `limit`.
     pub(super) fn collect(&mut self, through: CommitTs, limit: u64) -> u64 {
-        self.gaps.retain(|gap| gap.at > through.0);
+        self.gaps.retain(|gap| gap.upto > through.0);
         self.dropped.retain(|dropped| dropped.floor > through.0);
         let is_needed = |needed: &Needed| needed.open > 0 || needed.newest > through;
         let first = self.needed.iter().find(|(_, needed)| is_needed(needed)).map_or(limit, |(&base, _)| base);

@@ -134,20 +134,21 @@ impl Reader {
         run::read(&self.segments, &self.published, after, upto, max)
     }
 
+    fn place(&self, start_ts: StartTs) -> Option<Place> {
+        let pairing = self.pairing();
+        let open = pairing.open.get(&start_ts).map(|open| open.place);
+        let committed = || pairing.committed.get(start_ts).map(|committed| committed.prewrite);
+        let dropped = || pairing.dropped.get(start_ts).map(|dropped| dropped.place);
+        open.or_else(committed).or_else(dropped)
+    }
+
     /// The prewrite binlog of a transaction that is open, or was settled not long ago (65,536 committed
     /// and as many dropped ones are remembered).
     ///
     /// # Errors
     /// The store is damaged.
     pub fn prewrite(&self, start_ts: StartTs) -> Result<Option<Bytes>, StoreError> {
-        let place = {
-            let pairing = self.pairing();
-            let open = pairing.open.get(&start_ts).map(|open| open.place);
-            let committed = || pairing.committed.get(start_ts).map(|committed| committed.prewrite);
-            let dropped = || pairing.dropped.get(start_ts).map(|dropped| dropped.place);
-            open.or_else(committed).or_else(dropped)
-        };
-        let Some(place) = place else { return Ok(None) };
+        let Some(place) = self.place(start_ts) else { return Ok(None) };
         match self.payloads(&[place]) {
             Ok(mut payloads) => Ok(payloads.pop()),
             Err(StoreError::Collected { .. }) => Ok(None),
@@ -181,6 +182,43 @@ impl Reader {
     /// Why a transaction was dropped not long ago (see [`Self::prewrite`]), and its floor then.
     pub fn dropped(&self, start_ts: StartTs) -> Option<(Fate, Tso)> {
         self.pairing().dropped.get(start_ts).map(|dropped| (dropped.fate, dropped.floor))
+    }
+
+    /// The floor with which a prewrite came that is open or was settled not long ago (see [`Self::prewrite`]); raised ones
+    /// stand in records of their own.
+    ///
+    /// # Errors
+    /// The store is damaged.
+    pub fn first_floor(&self, start_ts: StartTs) -> Result<Option<Tso>, StoreError> {
+        let Some(place) = self.place(start_ts) else { return Ok(None) };
+        self.verify(place)?;
+        let segment = self.segment(place)?;
+        let mut head = [0; HEADER];
+        self.read(segment, place.position.get(), &mut head)?;
+        Ok(Header::decode(&head).map(|(header, _)| Tso::new(header.stamp)))
+    }
+
+    /// The declared gaps that end in (after, upto], in that order. One that is declared later ends above the watermark of
+    /// that moment, so a stream that goes up to a watermark misses none.
+    pub fn gaps_within(&self, after: Tso, upto: Tso) -> Vec<Gap> {
+        let mut gaps: Vec<_> = {
+            let pairing = self.pairing();
+            pairing.gaps.iter().filter(|gap| after < gap.upto && gap.upto <= upto).cloned().collect()
+        };
+        gaps.sort_by_key(|gap| (gap.upto, gap.start_ts));
+        gaps
+    }
+
+    /// Whether the loss of this very commit was declared.
+    pub fn is_lost(&self, start_ts: StartTs, commit_ts: CommitTs) -> bool {
+        let covers =
+            |gap: &Gap| gap.start_ts == start_ts && gap.after < commit_ts.0 && commit_ts.0 <= gap.upto;
+        self.pairing().gaps.iter().any(covers)
+    }
+
+    /// Commits in memory: those that no recorded watermark has passed.
+    pub fn waiting(&self) -> usize {
+        self.published().waiting.len()
     }
 
     /// The declared gaps that are not collected, at most `limit`.

@@ -11,7 +11,7 @@
 //! | 29 | 1 | version, 1 |
 //! | 30 | 2 | magic |
 //! | 32 | 8 | start_ts; of a watermark record the watermark |
-//! | 40 | 8 | floor, commit_ts or place, by kind; else 0 |
+//! | 40 | 8 | floor, commit_ts or end of a gap, by kind; else 0 |
 //!
 //! Numbers are little-endian. A record begins at a multiple of [`ALIGN`]; the bytes between are zero or stale.
 
@@ -38,10 +38,11 @@ pub(super) enum Kind {
     Commit = 4,
     /// A prewrite is never emitted; the stamp is its floor, the payload says why.
     Dropped = 5,
-    /// A transaction that cannot be delivered; the stamp is its place, the payload the cause.
-    Gap = 6,
     /// Every commit at or below precedes this record.
     Watermark = 7,
+    /// A transaction that cannot be delivered: it committed at or below the stamp, above the number (8 bytes) with which
+    /// the payload begins; the cause follows. (6 was a gap with one place, never released.)
+    Gap = 8,
 }
 
 impl Kind {
@@ -52,8 +53,8 @@ impl Kind {
             3 => Self::RollbackSeen,
             4 => Self::Commit,
             5 => Self::Dropped,
-            6 => Self::Gap,
             7 => Self::Watermark,
+            8 => Self::Gap,
             _ => return None,
         })
     }
@@ -79,7 +80,7 @@ pub(super) struct Header {
     pub kind: Kind,
     /// start_ts, or the watermark.
     pub start_ts: u64,
-    /// Floor, commit_ts or place.
+    /// Floor, commit_ts or end of a gap.
     pub stamp: u64,
 }
 
@@ -160,14 +161,24 @@ mod tests {
 
     use super::*;
 
+    const KINDS: [Kind; 7] = [
+        Kind::Prewrite,
+        Kind::Floor,
+        Kind::RollbackSeen,
+        Kind::Commit,
+        Kind::Dropped,
+        Kind::Watermark,
+        Kind::Gap,
+    ];
+
     fn any_header() -> impl Strategy<Value = Header> {
-        (any::<u64>(), any::<u64>(), any::<u32>(), 1u8..=7, any::<u64>(), any::<u64>()).prop_map(
+        (any::<u64>(), any::<u64>(), any::<u32>(), 0..KINDS.len(), any::<u64>(), any::<u64>()).prop_map(
             |(sequence, generation, in_batch, kind, start_ts, stamp)| Header {
                 len: 0,
                 sequence,
                 generation,
                 in_batch,
-                kind: Kind::from_byte(kind).unwrap(),
+                kind: KINDS[kind],
                 start_ts,
                 stamp,
             },

@@ -25,7 +25,7 @@ use schemas::binlog::{Binlog, BinlogType, Pos, PullBinlogReq, WriteBinlogReq};
 use schemas::sluice::pump::v1::drain_client::DrainClient;
 use schemas::sluice::pump::v1::pull_request::Body as Ask;
 use schemas::sluice::pump::v1::pull_response::Body;
-use schemas::sluice::pump::v1::{Open, OutOfRange, PullRequest, PullResponse, Transaction, Want};
+use schemas::sluice::pump::v1::{Gap, Open, OutOfRange, PullRequest, PullResponse, Transaction, Want};
 use simulator::cluster::Cluster;
 use simulator::pd::MockPd;
 use simulator::tikv::{Distortion, MockTikv};
@@ -146,6 +146,14 @@ impl Site {
         if up {
             self.tikv = Some(MockTikv::start(self.cluster.clone(), "127.0.0.1:0").await.unwrap());
         }
+    }
+
+    /// etcd stands still, or goes on.
+    pub fn etcd_hangs(&self, hangs: bool) {
+        let signal = if hangs { "STOP" } else { "CONT" };
+        let sent =
+            Command::new("kill").args(["-s", signal, &self.etcd.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
     }
 
     pub fn etcd_url(&self) -> &str {
@@ -331,6 +339,7 @@ pub struct Drainer {
     stream: Streaming<PullResponse>,
     pub watermark: Tso,
     pub received: Vec<Transaction>,
+    pub gaps: Vec<Gap>,
     pub chunks: usize,
     open: Option<(Transaction, Vec<u8>)>,
 }
@@ -349,7 +358,15 @@ impl Drainer {
             futures::stream::unfold(outgoing, |mut asks| async { Some((asks.recv().await?, asks)) });
         let mut client = DrainClient::new(channel(addr)).max_decoding_message_size(usize::MAX);
         let stream = client.pull(outgoing).await?.into_inner();
-        Ok(Self { asks, stream, watermark: after, received: Vec::new(), chunks: 0, open: None })
+        Ok(Self {
+            asks,
+            stream,
+            watermark: after,
+            received: Vec::new(),
+            gaps: Vec::new(),
+            chunks: 0,
+            open: None,
+        })
     }
 
     pub async fn want(&self, commit_ts: Tso) {
@@ -383,6 +400,13 @@ impl Drainer {
                     self.open = None;
                     self.take(transaction);
                 }
+            }
+            Some(Body::Gap(gap)) => {
+                assert!(self.open.is_none(), "a gap between chunks");
+                assert!(gap.after < gap.upto);
+                let last = self.received.last().map_or(0, |last| last.commit_ts).max(self.watermark.get());
+                assert!(gap.upto > last, "a gap up to {} after {last}", gap.upto);
+                self.gaps.push(gap);
             }
             Some(Body::OutOfRange(refusal)) => return Ok(Some(refusal)),
             None => return Err(Status::cancelled("the stream ended")),
