@@ -56,16 +56,17 @@ impl Clock {
         }
     }
 
-    /// The first tick; refuses a PD that is behind what the store knows.
+    /// The first tick; refuses a PD that is behind what the store knows: its watermark, saved now and then, and `newest`,
+    /// the greatest timestamp stored.
     ///
     /// # Errors
     /// PD went back, or does not answer although it was connected.
-    pub async fn start(&self) -> anyhow::Result<Tso> {
-        let saved = self.progress.watermark();
+    pub async fn start(&self, newest: Tso) -> anyhow::Result<Tso> {
+        let known = self.progress.watermark().max(newest);
         let now = self.fresh().await.context("PD gave no timestamp")?;
-        if now < saved {
+        if now < known {
             bail!(
-                "PD went back: it gives {now}, but this pump's stream is complete up to {saved}; a PD restored from a \
+                "PD went back: it gives {now}, but this pump has stored {known}; a PD restored from a \
                  backup, or another cluster's, cannot continue this stream"
             );
         }

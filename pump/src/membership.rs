@@ -1,7 +1,7 @@
 //! Being a member: registered for TiDB and drainers, joining without losing the first binlog, leaving in good order.
 //!
 //! ```text
-//! join:   entry `paused` + lease  ─▶  list drainers  ─▶  Notify each live one  ─▶  entry `online`
+//! join:   entry `paused` + lease  ─▶  list drainers  ─▶  Notify each live one  ─▶  take prewrites, entry `online`
 //! pause:  entry `pausing`  ─▶  refuse prewrites, wait a little for commits under way  ─▶  entry `paused`, end
 //! close:  entry `closing`  ─▶  refuse prewrites, wait until all is settled and every drainer has it  ─▶  `offline`, end
 //! ```
@@ -10,9 +10,15 @@
 //! here. The pump registers first and lists second; a drainer starting meanwhile registers first and lists second too, so
 //! one of them sees the other. A drainer that is listed but dead (no lease, entry not rewritten) is not waited for. A pump
 //! that was a member before (any state but offline) is still in every drainer's list and goes online at once; one that went
-//! down while it was joining is not, and joins anew.
+//! down while it was joining is not, and joins anew. Prewrites are taken before the entry says so: TiDB sends them as soon
+//! as it reads `online`.
 //!
-//! *Closing*: what is open is settled first, by TiDB or by TiKV's word (the resolver fences off what never began), then every
+//! *A member's store is never empty*: a watermark is made durable before the entry first says `online`. So an empty store
+//! under a member's name is another directory than the one that has the acknowledged binlogs (lost, not mounted, mistyped),
+//! and the pump does not start: it would tell drainers that there is nothing where there was something.
+//!
+//! *Closing*: the writer is told, and takes no prewrite from then on, whatever state its caller saw; so what is open then is
+//! all that will ever be. It is settled first, by TiDB or by TiKV's word (the resolver fences off what never began), then every
 //! drainer that is not offline has to report a position at or above the last commit. `/status` and `/readyz` say what is
 //! waited for. There is no time limit: only an operator can declare a drainer gone (`binlogctl update-drainer`).
 //!
@@ -21,6 +27,7 @@
 //! One task does all of this in order, heartbeats included, so entries never go back.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,6 +47,7 @@ use crate::clock::Clock;
 use crate::progress::Progress;
 use crate::state::{State, StateCell};
 use crate::store::Reader;
+use crate::writer::{Refusal, Write, WriteHandle};
 
 /// Pause before drainers that did not answer are notified again.
 const NOTIFY_AGAIN: Duration = Duration::from_millis(500);
@@ -81,6 +89,8 @@ pub struct Membership {
     pub progress: Arc<Progress>,
     /// For the last commit.
     pub reader: Reader,
+    /// Shuts the door behind the last prewrite.
+    pub writer: WriteHandle,
     /// For dialling drainers.
     pub security: Security,
     /// Between heartbeats.
@@ -140,9 +150,10 @@ impl Membership {
             self.publish(State::Joining).await;
             info!(node_id = self.node_id, "registered, telling the drainers");
             self.notify_drainers().await?;
+            self.leave_a_trace().await?;
         }
-        self.publish(State::Online).await;
         self.state.set(State::Online);
+        self.publish(State::Online).await;
         self.health.set("join", Ok(()));
         info!(
             node_id = self.node_id,
@@ -151,6 +162,21 @@ impl Membership {
             "online"
         );
         Ok(())
+    }
+
+    /// Makes the store one of a member.
+    async fn leave_a_trace(&self) -> Result<(), Refusal> {
+        loop {
+            match self.writer.write(Write::SaveWatermark, None).await {
+                Err(refusal @ Refusal::NoSpace) => {
+                    warn!(%refusal, "cannot go online, trying again");
+                    self.state.waits_for(Some(refusal.to_string()));
+                    self.health.set("join", Err(refusal.to_string()));
+                    tokio::time::sleep(NOTIFY_AGAIN).await;
+                }
+                written => return written.map(|_| ()),
+            }
+        }
     }
 
     /// Returns once every live drainer lists this pump.
@@ -255,6 +281,12 @@ impl Membership {
         self.publish_once(State::Closing).await;
         self.state.set(State::Closing);
         let leave = async {
+            // If the writer has ended, so will this.
+            while let Err(refusal) = self.writer.write(Write::Close, None).await {
+                warn!(%refusal, "cannot close yet");
+                self.state.waits_for(Some(refusal.to_string()));
+                tokio::time::sleep(NOTIFY_AGAIN).await;
+            }
             let mut said = Instant::now() - SAY;
             let mut beat = Instant::now();
             loop {
@@ -281,15 +313,21 @@ impl Membership {
         info!("offline");
     }
 
-    /// What keeps the pump from leaving.
-    async fn unfinished(&self) -> Option<String> {
+    /// What is stored and not final.
+    fn unsettled(&self) -> Option<String> {
         let snapshot = self.progress.snapshot();
         if snapshot.pending > 0 {
             return Some(format!("{} open transactions", snapshot.pending));
         }
         let last = self.reader.last_commit();
-        if snapshot.watermark < last.0 {
-            return Some(format!("the watermark to reach the last commit {last}"));
+        (snapshot.watermark < last.0).then(|| format!("the watermark to reach the last commit {last}"))
+    }
+
+    /// What keeps the pump from leaving. To be asked once no prewrite can come any more.
+    async fn unfinished(&self) -> Option<String> {
+        let last = self.reader.last_commit();
+        if let Some(reason) = self.unsettled() {
+            return Some(reason);
         }
         let drainers = match self.registry.list(NodeKind::Drainer).await {
             Ok(drainers) => drainers,
@@ -303,7 +341,12 @@ impl Membership {
                 format!("drainer {} at {} (the last commit is {last})", record.node_id, record.max_commit_ts)
             })
             .collect();
-        (!behind.is_empty()).then(|| behind.join(", "))
+        if !behind.is_empty() {
+            return Some(behind.join(", "));
+        }
+        // A commit may have overruled TiKV's word while the list was read.
+        let now = self.reader.last_commit();
+        self.unsettled().or_else(|| (now > last).then(|| format!("drainers to have the last commit {now}")))
     }
 
     /// Writes the entry, however long it takes.
@@ -350,6 +393,36 @@ impl Membership {
         self.health.set("registry", Err(error.to_string()));
         tokio::time::sleep(NOTIFY_AGAIN).await;
     }
+}
+
+/// Refuses an empty store under the name of a pump that drainers count on: whoever asked it would be told that there is
+/// nothing up to its watermark.
+///
+/// # Errors
+/// It is one; or the registry refuses for good.
+pub async fn refuse_lost_store(registry: &Registry, node_id: &str, data_dir: &Path) -> anyhow::Result<()> {
+    let entry = loop {
+        match registry.get(NodeKind::Pump, node_id).await {
+            Ok(entry) => break entry,
+            Err(error) if error.is_retryable() => {
+                warn!(%error, "the registry cannot be asked whether this new pump is new, trying again");
+                tokio::time::sleep(NOTIFY_AGAIN).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    };
+    let Some(record) = entry.and_then(|entry| entry.record) else { return Ok(()) };
+    if record.state == NodeState::Offline || record.max_commit_ts == CommitTs::default() {
+        return Ok(());
+    }
+    anyhow::bail!(
+        "the store in {} is empty, but the registry has pump {node_id} as {} with binlogs up to {}: its data directory \
+         is gone, not mounted, or another one. Restore it; or declare the pump lost with `binlogctl -cmd update-pump \
+         -node-id {node_id} -state offline` (drainers declare a gap then) and start with a new node id",
+        data_dir.display(),
+        record.state,
+        record.max_commit_ts
+    )
 }
 
 /// Whether every drainer listed this pump once. Joining and paused look alike to others; of the two only a pump that has

@@ -22,7 +22,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::disk::Disk;
 use crate::housekeeping::Housekeeping;
-use crate::membership::Membership;
+use crate::membership::{self, Membership};
 use crate::metrics;
 use crate::predecessor;
 use crate::progress::Progress;
@@ -149,11 +149,15 @@ async fn start(
         "store opened"
     );
     health.set("store", Ok(()));
+    let registry = Registry::new(pd.etcd());
+    if recovered.empty {
+        membership::refuse_lost_store(&registry, &node_id, data_dir.path()).await?;
+    }
 
     let pending = recovered.pending.iter().map(|open| (open.start_ts, open.floor));
     let progress = Arc::new(Progress::new(Sorter::recover(pending, recovered.watermark)));
     let clock = Arc::new(Clock::new(pd.clone(), progress.clone()));
-    let now = clock.start().await?;
+    let now = clock.start(recovered.newest).await?;
 
     let group_bytes = usize::try_from(config.storage.group_commit_size.as_u64())?;
     let slow = Duration::try_from_secs_f64(config.storage.slow_write_threshold)?;
@@ -185,7 +189,6 @@ async fn start(
     tasks.spawn("ticks", clock.clone().run(interval, handle.clone(), health.clone(), going_down.clone()));
     tasks.spawn("disk", disk.clone().watch(health.clone(), going_down.clone()));
 
-    let registry = Registry::new(pd.etcd());
     let readers = Arc::new(Readers::default());
     let budget_total = u32::try_from(config.receive_budget.as_u64())?;
     let budget = Arc::new(Semaphore::new(budget_total as usize));
@@ -289,6 +292,7 @@ async fn start(
         clock,
         progress,
         reader,
+        writer: handle,
         security: config.security.clone(),
         heartbeat: config.heartbeat_interval.get(),
         update_clock: UpdateClock::new(now),

@@ -108,6 +108,60 @@ async fn a_new_pump_takes_prewrites_only_when_every_live_drainer_lists_it() {
     drainer.shutdown.cancel();
 }
 
+/// TiDB may send a prewrite the moment it reads `online`: so they are taken before that can be read.
+#[tokio::test(flavor = "multi_thread")]
+async fn prewrites_are_taken_before_the_entry_says_so() {
+    let site = Site::start().await;
+    let drainer = FakeDrainer::start(&site, "d1").await;
+    let pump = site.launch(site.config("p1")).await;
+    soon("the drainer is asked", drainer.asked.acquire()).await.unwrap().forget();
+    site.etcd_hangs(true);
+    drainer.permits.add_permits(1);
+    pump.online().await;
+    site.etcd_hangs(false);
+    until("TiDB is told", || async { state(&pump).await == NodeState::Online }).await;
+    pump.stop().await.unwrap();
+    drainer.shutdown.cancel();
+}
+
+/// A data directory that is gone, or not mounted, must not look like a pump that never had anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_without_its_store_does_not_start() {
+    let site = Site::start().await;
+    // Killed as soon as it is a member, before anybody wrote to it, it is one when it comes back.
+    let process = Process::start(&site, "p1").await;
+    until("registered", || async { registered(&site.registry, "p1").await == Some(NodeState::Online) }).await;
+    let process = process.again(&site).await;
+    let commit_ts = Txn::begin(&site.cluster, "x").run(&site.cluster, &process.tidb()).await;
+    process.kill();
+    let (place, kept) = (site.dir.path().join("p1"), site.dir.path().join("kept"));
+    std::fs::rename(&place, &kept).unwrap();
+    // The empty store that a refused start leaves behind is no excuse.
+    for _ in 0..2 {
+        let error = site.fails(site.config("p1")).await;
+        for part in [
+            place.to_str().unwrap(),
+            "pump p1 as online",
+            "binlogctl -cmd update-pump -node-id p1 -state offline",
+        ] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+    // Declared lost, with another one in its place.
+    let arguments =
+        ["binlogctl", "-pd-urls", &site.pd_url, "-cmd", "update-pump", "-node-id", "p1", "-state", "offline"];
+    let done = node::ctl::run(arguments.map(std::ffi::OsString::from)).await;
+    assert_eq!(done, std::process::ExitCode::SUCCESS);
+    site.pump("p2").await.stop().await.unwrap();
+    // Or restored.
+    site.registry.set_state(NodeKind::Pump, "p1", NodeState::Online).await.unwrap();
+    std::fs::remove_dir_all(&place).unwrap();
+    std::fs::rename(&kept, &place).unwrap();
+    let pump = site.pump("p1").await;
+    Drainer::open(pump.at.addr, Tso::ZERO).await.unwrap().reach(commit_ts.0).await;
+    pump.stop().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn signals_and_pause_leave_the_pump_paused() {
     let site = Site::start().await;
@@ -145,6 +199,7 @@ async fn a_closing_pump_goes_when_drainers_have_everything() {
     drainer.permits.add_permits(1);
     let pump = site.pump("p1").await;
     let (cluster, tidb) = (&site.cluster, pump.tidb());
+    until("the safe point is held", || async { cluster.safe_points().contains_key("sluice-pump-p1") }).await;
     let open = Txn::begin(cluster, "under way");
     cluster.prewrite(open.start_ts, open.key.clone());
     tidb.write(&open.prewrite()).await.unwrap();
@@ -179,6 +234,8 @@ async fn a_closing_pump_goes_when_drainers_have_everything() {
     let record = registry.get(NodeKind::Pump, "p1").await.unwrap().unwrap().record.unwrap();
     assert_eq!(record.state, NodeState::Offline);
     assert!(record.max_commit_ts >= open_at);
+    // TiKV need not remember anything for it.
+    assert!(!cluster.safe_points().contains_key("sluice-pump-p1"));
     drainer.shutdown.cancel();
 }
 
