@@ -7,8 +7,8 @@
 use std::time::Duration;
 
 use mysql_async::prelude::Queryable as _;
-use mysql_async::{ClientIdentity, Conn, DriverError, Error, Opts, OptsBuilder, SslOpts};
-use tracing::debug;
+use mysql_async::{ClientIdentity, Conn, DriverError, Error, Opts, OptsBuilder, SslOpts, params};
+use tracing::{debug, warn};
 
 use super::config::MysqlConfig;
 
@@ -92,6 +92,34 @@ pub(crate) struct Session {
     /// Largest statement the server takes, in bytes.
     pub(crate) packet: usize,
 }
+
+impl Session {
+    /// Ends another connection, if it still lives, and waits until it is gone with whatever it was running.
+    pub(crate) async fn end(&mut self, id: u64) -> Result<(), Error> {
+        let mut backoff = Backoff::new();
+        loop {
+            let alive: Option<u64> = self
+                .conn
+                .exec_first(
+                    "SELECT id FROM information_schema.processlist WHERE id = :id AND id <> CONNECTION_ID()",
+                    params! { id },
+                )
+                .await?;
+            if alive.is_none() {
+                return Ok(());
+            }
+            warn!(connection = id, "ending a connection that was left running");
+            match self.conn.query_drop(format!("KILL {id}")).await {
+                Err(Error::Server(server)) if server.code == NO_SUCH_THREAD => return Ok(()),
+                other => other?,
+            }
+            backoff.wait().await;
+        }
+    }
+}
+
+/// There is no connection with that id.
+const NO_SUCH_THREAD: u16 = 1094;
 
 /// A connection cannot be made, or was refused.
 #[derive(Debug, thiserror::Error)]
@@ -293,19 +321,26 @@ fn quotes_values(code: u16) -> bool {
 #[derive(Debug)]
 pub(crate) struct Backoff {
     next: Duration,
+    last: Duration,
 }
 
 impl Backoff {
     const FIRST: Duration = Duration::from_millis(50);
     const LAST: Duration = Duration::from_secs(5);
+    const PATIENT: Duration = Duration::from_secs(30);
 
     pub(crate) fn new() -> Self {
-        Self { next: Self::FIRST }
+        Self { next: Self::FIRST, last: Self::LAST }
+    }
+
+    /// For what only a human can put right.
+    pub(crate) fn patient() -> Self {
+        Self { next: Self::FIRST, last: Self::PATIENT }
     }
 
     pub(crate) async fn wait(&mut self) {
         tokio::time::sleep(self.next).await;
-        self.next = (self.next * 2).min(Self::LAST);
+        self.next = (self.next * 2).min(self.last);
     }
 }
 

@@ -9,10 +9,11 @@ use std::collections::HashSet;
 
 use tidb::model::{ColumnInfo, PartitionDefinition, PartitionInfo, PartitionKind, TableInfo, tp};
 
+use super::convert::{self, Surroundings};
 use super::create::{
     Impossible, attributes, checks, default, definitions, foreign_keys, is_now, key, partition_by,
 };
-use super::token::{Tokens, tokenize};
+use super::token::Tokens;
 use crate::mysql::charset;
 use crate::mysql::literal::{quoted, string};
 use crate::mysql::session::Target;
@@ -71,27 +72,33 @@ const WITHOUT_EFFECT: [&str; 34] = [
     "ENCRYPTION",
 ];
 
+/// What a statement changes, and where it runs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Change<'a> {
+    /// The table before.
+    pub(super) before: &'a TableInfo,
+    /// The table after.
+    pub(super) after: &'a TableInfo,
+    /// Its database.
+    pub(super) database: &'a str,
+    /// Of an exchange: the plain table, qualified. The statement may name it by the user's current database.
+    pub(super) partner: Option<&'a str>,
+    /// Where it runs.
+    pub(super) target: &'a Target,
+    /// The upstream ran it in UTC, as it runs here.
+    pub(super) in_utc: bool,
+}
+
 struct Alter<'a> {
+    change: Change<'a>,
     before: &'a TableInfo,
     after: &'a TableInfo,
-    database: &'a str,
     target: &'a Target,
-    /// The upstream ran it in UTC, as it runs here.
-    in_utc: bool,
     out: Vec<Spec>,
 }
 
-/// The parts of an `ALTER TABLE` statement as the target can run them. None: nothing is left to do.
-pub(super) fn specs(
-    statement: &str,
-    before: &TableInfo,
-    after: &TableInfo,
-    database: &str,
-    target: &Target,
-    in_utc: bool,
-) -> Result<Vec<Spec>, Impossible> {
-    let tokens = tokenize(statement);
-    let all = Tokens::new(statement, &tokens);
+/// What follows the table's name in an `ALTER TABLE` statement.
+pub(super) fn body<'t>(all: &Tokens<'t>) -> Result<Tokens<'t>, Impossible> {
     let mut start = 0;
     while all.is(start, &["ALTER"]) || all.is(start, &["IGNORE"]) || all.is(start, &["TABLE"]) {
         start += 1;
@@ -105,8 +112,14 @@ pub(super) fn specs(
     while end > start && all.is(end - 1, &[";"]) {
         end -= 1;
     }
-    let rest = all.slice(start..end);
-    let mut alter = Alter { before, after, database, target, in_utc, out: Vec::new() };
+    Ok(all.slice(start..end))
+}
+
+/// The parts of an `ALTER TABLE` statement as the target can run them. None: nothing is left to do.
+pub(super) fn specs(statement: &Tokens<'_>, change: Change<'_>) -> Result<Vec<Spec>, Impossible> {
+    let rest = body(statement)?;
+    let Change { before, after, target, .. } = change;
+    let mut alter = Alter { change, before, after, target, out: Vec::new() };
     if is_partitioning(&rest) {
         alter.partitioning(&rest)?;
     } else if !rest.is_empty() {
@@ -121,7 +134,7 @@ pub(super) fn specs(
 
 /// Where the column is that a spec with this verb is about, if it is about one: the word COLUMN may be left out (before
 /// 6.0 the statement is the user's own).
-fn column_at(part: &Tokens<'_>, verb: &str) -> Option<usize> {
+pub(super) fn column_at(part: &Tokens<'_>, verb: &str) -> Option<usize> {
     const OTHERS: [&str; 10] = [
         "INDEX",
         "KEY",
@@ -140,8 +153,36 @@ fn column_at(part: &Tokens<'_>, verb: &str) -> Option<usize> {
     Some(if part.is(1, &["COLUMN"]) { 2 } else { 1 })
 }
 
+/// A column that a MODIFY or CHANGE is about.
+pub(super) struct Modified {
+    /// Its name before.
+    pub(super) old: String,
+    /// Its name after.
+    pub(super) new: String,
+    /// Where the name after stands.
+    pub(super) at: usize,
+    /// It need not be there.
+    pub(super) if_exists: bool,
+}
+
+/// The column that a part changes, if it is MODIFY or CHANGE.
+pub(super) fn modified(part: &Tokens<'_>) -> Result<Option<Modified>, Impossible> {
+    let change = part.starts(&["CHANGE"]);
+    if !change && !part.starts(&["MODIFY"]) {
+        return Ok(None);
+    }
+    let mut at = 1 + usize::from(part.is(1, &["COLUMN"]));
+    let if_exists = part.is(at, &["IF", "EXISTS"]);
+    at += if if_exists { 2 } else { 0 };
+    let unnamed = || Impossible(format!("`{}` names no column", part.joined()));
+    let old = part.name(at).ok_or_else(unnamed)?;
+    at += usize::from(change);
+    let new = part.name(at).ok_or_else(unnamed)?;
+    Ok(Some(Modified { old, new, at, if_exists }))
+}
+
 /// True for specs that name partitions: their commas do not end them.
-fn is_partitioning(rest: &Tokens<'_>) -> bool {
+pub(super) fn is_partitioning(rest: &Tokens<'_>) -> bool {
     const VERBS: [&str; 9] =
         ["ADD", "DROP", "TRUNCATE", "REORGANIZE", "EXCHANGE", "COALESCE", "FIRST", "LAST", "REBUILD"];
     VERBS.iter().any(|verb| rest.starts(&[verb, "PARTITION"]))
@@ -183,13 +224,31 @@ impl Alter<'_> {
             self.new_partitions(before, after);
             return Ok(());
         }
-        let mut kept = *rest;
-        // MariaDB validates always and has no word for it.
-        let validation = rest.is(rest.len().saturating_sub(1), &["VALIDATION"]);
-        if validation && self.target.is_mariadb() {
-            kept = rest.slice(0..rest.len() - 2);
+        let one_of_several = rest.starts(&["TRUNCATE"]) || rest.starts(&["EXCHANGE"]);
+        if one_of_several && self.before.partitions().is_some_and(|info| info.kind == PartitionKind::Key) {
+            return Err(Impossible(
+                "it is about one partition of a table partitioned by KEY, and which rows are in it is decided by another hash \
+                 upstream than here: change those rows by hand as the upstream shows them"
+                    .to_owned(),
+            ));
         }
-        self.push(kept.joined());
+        if rest.starts(&["EXCHANGE"]) {
+            return self.exchange(rest);
+        }
+        self.push(rest.joined());
+        Ok(())
+    }
+
+    fn exchange(&mut self, rest: &Tokens<'_>) -> Result<(), Impossible> {
+        let partition =
+            rest.name(2).ok_or_else(|| Impossible(format!("`{}` names no partition", rest.joined())))?;
+        let partner = self.change.partner.ok_or_else(|| {
+            Impossible("the table with which the partition was exchanged is not in the log".to_owned())
+        })?;
+        // MariaDB validates always and has no word for it.
+        let without = rest.is(rest.len().saturating_sub(2), &["WITHOUT", "VALIDATION"]);
+        let validation = if without && !self.target.is_mariadb() { " WITHOUT VALIDATION" } else { "" };
+        self.push(format!("EXCHANGE PARTITION {} WITH TABLE {partner}{validation}", quoted(&partition)));
         Ok(())
     }
 
@@ -219,8 +278,8 @@ impl Alter<'_> {
         if let Some(at) = column_at(part, "ADD") {
             return self.add_column(part, at);
         }
-        if part.starts(&["MODIFY"]) || part.starts(&["CHANGE"]) {
-            return self.modify_column(part);
+        if let Some(modified) = modified(part)? {
+            return self.modify_column(part, &modified);
         }
         if let Some(at) = column_at(part, "DROP") {
             return self.drop_column(part, at);
@@ -265,9 +324,16 @@ impl Alter<'_> {
             return Ok(());
         }
         let force = usize::from(part.starts(&["FORCE", "AUTO_INCREMENT"]));
-        if part.is(force, &["AUTO_INCREMENT"]) || part.starts(&["COMMENT"]) {
+        if part.is(force, &["AUTO_INCREMENT"]) {
             self.push(part.from(force).joined());
             return Ok(());
+        }
+        if part.starts(&["COMMENT"]) {
+            let mut text = "COMMENT = ".to_owned();
+            string(&mut text, &self.after.comment);
+            self.push(text);
+            // Options may follow without a comma.
+            return self.spec(&part.from(if part.is(1, &["="]) { 3 } else { 2 }));
         }
         let passes: [&[&str]; 3] =
             [&["RENAME", "COLUMN"], &["DROP", "PRIMARY", "KEY"], &["DROP", "FOREIGN", "KEY"]];
@@ -359,35 +425,32 @@ impl Alter<'_> {
         Ok(())
     }
 
-    fn modify_column(&mut self, part: &Tokens<'_>) -> Result<(), Impossible> {
-        let change = part.starts(&["CHANGE"]);
-        let mut at = 1 + usize::from(part.is(1, &["COLUMN"]));
-        let exists = part.is(at, &["IF", "EXISTS"]);
-        at += if exists { 2 } else { 0 };
-        let unnamed = || Impossible(format!("`{}` names no column", part.joined()));
-        let old = part.name(at).ok_or_else(unnamed)?;
-        let new = if change { part.name(at + 1).ok_or_else(unnamed)? } else { old.clone() };
-        let before = self.column(self.before, &old);
-        if exists && before.is_none() {
+    fn modify_column(&mut self, part: &Tokens<'_>, modified: &Modified) -> Result<(), Impossible> {
+        let Modified { old, new, if_exists, .. } = modified;
+        let before = self.column(self.before, old);
+        if *if_exists && before.is_none() {
             return Ok(());
         }
         let column = self
-            .column(self.after, &new)
+            .column(self.after, new)
             .ok_or_else(|| Impossible(format!("column {new} is not in the definition after the change")))?;
         if let Some(before) = before {
-            convertible(before, column, self.in_utc)?;
-        }
-        if let Some(before) = before
-            && let Some(between) = between(before, column)
-        {
-            self.out.push(Spec {
-                turn: 0,
-                ..Spec::new(format!("MODIFY COLUMN {} {between} NULL", quoted(before.name())))
-            });
+            let keyless = convert::is_keyless(self.after);
+            let around = Surroundings { target: self.target, in_utc: self.change.in_utc, keyless };
+            convert::refuse(before, column, around)?;
+            if let Some(between) = convert::between(before, column) {
+                self.out.push(Spec {
+                    turn: 0,
+                    ..Spec::new(format!("MODIFY COLUMN {} {between} NULL", quoted(before.name())))
+                });
+            }
         }
         let definition = self.rendered(column)?;
-        let verb =
-            if change { format!("CHANGE COLUMN {}", quoted(&old)) } else { "MODIFY COLUMN".to_owned() };
+        let verb = if part.starts(&["CHANGE"]) {
+            format!("CHANGE COLUMN {}", quoted(old))
+        } else {
+            "MODIFY COLUMN".to_owned()
+        };
         self.push(format!("{verb} {definition}{}", place(part)));
         Ok(())
     }
@@ -491,7 +554,7 @@ impl Alter<'_> {
         }
         let known: HashSet<i64> = foreign_keys(self.before)?.iter().map(|foreign| foreign.id).collect();
         for foreign in foreign_keys(self.after)?.into_iter().filter(|foreign| !known.contains(&foreign.id)) {
-            let text = format!("ADD {}", foreign.render(self.database));
+            let text = format!("ADD {}", foreign.render(self.change.database));
             self.push(text);
         }
         Ok(())
@@ -510,40 +573,8 @@ fn place(part: &Tokens<'_>) -> String {
     String::new()
 }
 
-/// Refuses a conversion of stored values that TiDB makes otherwise than MySQL and MariaDB.
-fn convertible(before: &ColumnInfo, after: &ColumnInfo, in_utc: bool) -> Result<(), Impossible> {
-    let instant = |column: &ColumnInfo| column.field_type.tp == tp::TIMESTAMP;
-    if instant(before) != instant(after) && !in_utc {
-        return Err(Impossible(format!(
-            "column {} is converted between TIMESTAMP and another type, which depends on the time zone of the upstream's \
-             session; here it would be made in UTC: convert it by hand",
-            before.name()
-        )));
-    }
-    let floating = matches!(before.field_type.tp, tp::FLOAT | tp::DOUBLE);
-    if floating && (after.field_type.is_text() || after.field_type.is_binary_string()) {
-        return Err(Impossible(format!(
-            "column {} is converted from floating numbers to text, which TiDB writes without exponents and this target with \
-             them: convert it by hand as the upstream shows it",
-            before.name()
-        )));
-    }
-    Ok(())
-}
-
-/// A type to go through, so that values become the text that TiDB makes of them: BIT becomes decimal digits there, and
-/// the year 0 is `0`.
-fn between(before: &ColumnInfo, after: &ColumnInfo) -> Option<&'static str> {
-    match before.field_type.tp {
-        _ if !after.field_type.is_text() => None,
-        tp::BIT => Some("bigint unsigned"),
-        tp::YEAR => Some("smallint"),
-        _ => None,
-    }
-}
-
 /// A date and time in UTC as Unix time, in microseconds.
-fn micros(text: &str) -> Option<i64> {
+pub(super) fn micros(text: &str) -> Option<i64> {
     let time: jiff::civil::DateTime = text.parse().ok()?;
     let instant = jiff::tz::TimeZone::UTC.to_timestamp(time).ok()?;
     Some(instant.as_microsecond()).filter(|micros| *micros > 0)

@@ -11,6 +11,7 @@ use tidb::model::{
     ColumnInfo, IndexInfo, Name, PartitionDefinition, PartitionInfo, PartitionKind, TableInfo, flag, tp,
 };
 
+use super::token::Tokens;
 use crate::mysql::charset;
 use crate::mysql::literal::{identifier, quoted, string, table_name};
 use crate::mysql::session::Target;
@@ -53,6 +54,47 @@ pub(super) fn create_table(database: &str, table: &TableInfo, target: &Target) -
     if let Some(partitions) = table.partitions() {
         out.push(' ');
         partition_by(&mut out, partitions)?;
+    }
+    Ok(out)
+}
+
+/// A view as in TiDB's JSON.
+#[derive(Debug, Deserialize)]
+struct View {
+    /// Its SELECT, in which TiDB names every table with its database. TiDB reads it as text in which backslashes escape.
+    #[serde(rename = "view_select")]
+    select: String,
+}
+
+/// `CREATE VIEW` for a definition. The statement says what a definition does not: whether it may replace another, whose
+/// rights it has, whether it checks what is written through it. Its own SELECT may name tables by the user's current
+/// database, which is not in the log.
+pub(super) fn create_view(
+    statement: &Tokens<'_>,
+    database: &str,
+    view: &TableInfo,
+) -> Result<String, Impossible> {
+    let select = view.view.parse::<View>();
+    let View { select } =
+        select.map_err(|error| Impossible(format!("the view's SELECT is not in its definition: {error}")))?;
+    let head = (0..statement.len()).find(|at| statement.is(*at, &["VIEW"]));
+    let head = head.ok_or_else(|| Impossible("the statement makes no view".to_owned()))?;
+    let columns: Vec<String> = view.public_columns().map(|column| quoted(column.name())).collect();
+    let mut out =
+        format!("{} VIEW {} ", statement.slice(0..head).joined(), table_name(database, view.name()));
+    if !columns.is_empty() {
+        let _ = write!(out, "({}) ", columns.join(", "));
+    }
+    let _ = write!(out, "AS {select}");
+    let end = statement.len();
+    for words in [
+        &["WITH", "CHECK", "OPTION"][..],
+        &["WITH", "LOCAL", "CHECK", "OPTION"],
+        &["WITH", "CASCADED", "CHECK", "OPTION"],
+    ] {
+        if statement.is(end.saturating_sub(words.len()), words) {
+            let _ = write!(out, " {}", words.join(" "));
+        }
     }
     Ok(out)
 }
@@ -361,4 +403,42 @@ fn list_values(out: &mut String, tuples: &[Vec<String>]) {
             })
             .collect();
     let _ = write!(out, " VALUES IN ({})", values.join(", "));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mysql::ddl::token::{Backslash, tokenize};
+
+    /// The user was in another database than the view's.
+    #[test]
+    fn a_view_names_its_tables_with_their_database() {
+        let view = |rest: &str| -> TableInfo {
+            let column = |name: &str| format!(r#"{{"id":1,"name":{{"O":"{name}","L":"{name}"}},"state":5}}"#);
+            let json = format!(
+                r#"{{"id":1,"name":{{"O":"v","L":"v"}},"cols":[{},{}]{rest}}}"#,
+                column("id"),
+                column("x`y")
+            );
+            serde_json::from_str(&json).unwrap()
+        };
+        let selected =
+            view(r#","view":{"view_select":"SELECT `id` AS `id`,'C:\\\\' AS `x``y` FROM `a`.`t`"}"#);
+        for (head, tail) in [
+            ("CREATE ALGORITHM = UNDEFINED DEFINER = CURRENT_USER SQL SECURITY DEFINER", ""),
+            (
+                "CREATE OR REPLACE ALGORITHM = MERGE DEFINER = `r`@`%` SQL SECURITY INVOKER",
+                " WITH LOCAL CHECK OPTION",
+            ),
+        ] {
+            let statement = format!("{head} VIEW `b`.`v` (`id`,`x``y`) AS SELECT `id`,'C:\\' FROM `t`{tail}");
+            let tokens = tokenize(&statement, Backslash::Plain);
+            let tokens = Tokens::new(&statement, &tokens, Backslash::Plain);
+            let expected = format!(
+                r"{head} VIEW `b`.`v` (`id`, `x``y`) AS SELECT `id` AS `id`,'C:\\' AS `x``y` FROM `a`.`t`{tail}"
+            );
+            assert_eq!(create_view(&tokens, "b", &selected).unwrap(), expected);
+            assert!(create_view(&tokens, "b", &view("")).is_err());
+        }
+    }
 }

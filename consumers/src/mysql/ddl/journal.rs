@@ -9,8 +9,9 @@
 //! ```
 //!
 //! After a crash the connection that may still be running the step is ended and waited for. If the tables look as they did
-//! before the step, it did not happen and is run; if they look different, it happened: nobody else changes them. A step
-//! that leaves no trace there (TRUNCATE) may run twice without harm, since no row comes between.
+//! before the step, it did not happen and is run; if they look different, it happened: nobody else changes them. A step that
+//! leaves no trace there (TRUNCATE) may run twice without harm, since no row comes between. Of a step that the target refused
+//! it is written down that it did not happen: an operator may change those tables by hand then.
 
 use mysql_async::prelude::Queryable as _;
 use mysql_async::{Error, Row as DbRow, params};
@@ -26,7 +27,7 @@ use crate::mysql::config::{Config, DdlPolicy};
 use crate::mysql::literal::{quoted, string, table_name};
 use crate::mysql::meta::{Meta, OwnerEpoch};
 use crate::mysql::operator;
-use crate::mysql::session::{Backoff, DML_MODE, Session, ddl_mode, is_transient};
+use crate::mysql::session::{DML_MODE, Session, ddl_mode, is_transient};
 use crate::position::Position;
 
 /// A journal entry.
@@ -51,9 +52,11 @@ pub(crate) async fn run(
     let steps = steps(session, config, ddl, verdict)?;
     let mut next = 0;
     match entry(session, meta, ddl.seq).await? {
+        // It did not happen, however the tables look by now: somebody may have helped by hand.
+        Some(entry) if entry.state == "refused" => next = if verdict.is_some() { 0 } else { entry.steps },
         Some(entry) if entry.state == "done" => return finish(session, meta, owner, ddl, from, &steps).await,
         Some(entry) => {
-            end_connection(session, entry.connection_id).await?;
+            session.end(entry.connection_id).await?;
             next = entry.steps;
             let same = entry.statements.iter().eq(steps.iter().map(|step| &step.statement));
             if looks(session, ddl).await? == entry.before_step {
@@ -71,7 +74,11 @@ pub(crate) async fn run(
     }
     for (number, step) in steps.iter().enumerate().skip(next) {
         intend(session, meta, owner, ddl, from, &steps, number).await?;
-        execute(session, ddl, step, config).await?;
+        let done = execute(session, ddl, step, config).await;
+        if matches!(done, Err(DdlError::Stopped { .. })) {
+            refused(session, meta, owner, ddl, from, &steps, number).await?;
+        }
+        done?;
     }
     finish(session, meta, owner, ddl, from, &steps).await?;
     metrics::ddl(if steps.is_empty() { "nothing" } else { "run" });
@@ -86,7 +93,6 @@ pub(crate) fn steps(
     verdict: Option<&Verdict>,
 ) -> Result<Vec<Step>, DdlError> {
     let job_id = ddl.entry.job_id;
-    let database = Some(ddl.entry.current_database.clone()).filter(|name| !name.is_empty());
     match verdict {
         Some(Verdict::Skip) => {
             metrics::ddl("skipped");
@@ -94,7 +100,7 @@ pub(crate) fn steps(
         }
         Some(Verdict::Replace(statement)) => {
             metrics::ddl("replaced");
-            return Ok(vec![Step { database, statement: statement.clone(), timestamp: None }]);
+            return Ok(vec![Step::in_current(ddl, statement.as_str())]);
         }
         None => {}
     }
@@ -106,7 +112,7 @@ pub(crate) fn steps(
     if let Some(statement) = config.ddl.replace.get(&job_id.to_string()) {
         warn!(job = job_id, statement, "running another statement for a schema change, as configured");
         metrics::ddl("replaced");
-        return Ok(vec![Step { database, statement: statement.clone(), timestamp: None }]);
+        return Ok(vec![Step::in_current(ddl, statement.as_str())]);
     }
     match plan(ddl, &session.target, &config.ddl) {
         Plan::Run(steps) => Ok(steps),
@@ -158,30 +164,6 @@ async fn entry(session: &mut Session, meta: &Meta, seq: u64) -> Result<Option<En
         before_step,
         statements: serde_json::from_str(&statements).unwrap_or_default(),
     }))
-}
-
-/// Ends the connection that ran the step, if it still lives, and waits until it is gone.
-async fn end_connection(session: &mut Session, id: u64) -> Result<(), DdlError> {
-    let mut backoff = Backoff::new();
-    loop {
-        let alive: Option<u64> = session
-            .conn
-            .exec_first(
-                "SELECT id FROM information_schema.processlist WHERE id = :id AND id <> CONNECTION_ID()",
-                params! { id },
-            )
-            .await?;
-        if alive.is_none() {
-            return Ok(());
-        }
-        warn!(connection = id, "ending the connection that was running a schema change");
-        match session.conn.query_drop(format!("KILL {id}")).await {
-            // No such thread: it ended by itself.
-            Err(Error::Server(server)) if server.code == 1094 => return Ok(()),
-            other => other?,
-        }
-        backoff.wait().await;
-    }
 }
 
 /// How the databases and tables concerned look: their definitions and identities, or that they are not there.
@@ -304,6 +286,26 @@ pub(crate) async fn intend(
     Ok(())
 }
 
+/// Writes down that the step did not happen: the target would not have it.
+async fn refused(
+    session: &mut Session,
+    meta: &Meta,
+    owner: OwnerEpoch,
+    ddl: &Ddl,
+    from: &Position,
+    steps: &[Step],
+    number: usize,
+) -> Result<(), DdlError> {
+    session.conn.query_drop("BEGIN").await?;
+    if !meta.advance(&mut session.conn, from, from, owner).await? {
+        session.conn.query_drop("ROLLBACK").await?;
+        return Err(DdlError::Fenced);
+    }
+    write_entry(session, meta, ddl, steps, number, "refused", "").await?;
+    session.conn.query_drop("COMMIT").await?;
+    Ok(())
+}
+
 async fn write_entry(
     session: &mut Session,
     meta: &Meta,
@@ -344,20 +346,30 @@ pub(crate) async fn execute(
     step: &Step,
     config: &Config,
 ) -> Result<(), DdlError> {
-    if let Some(database) = &step.database {
-        match session.conn.query_drop(format!("USE {}", quoted(database))).await {
-            // A database that the statement does not need: its names are qualified, or it makes it.
-            Err(Error::Server(server)) if server.code == 1049 => {}
-            other => other?,
-        }
-    }
-    let mode = ddl_mode(&session.target);
-    session.conn.query_drop(format!("SET SESSION sql_mode='{mode}'")).await?;
+    let mut settings = vec![format!("SET SESSION sql_mode='{}'", ddl_mode(&session.target))];
     if let Some(micros) = step.timestamp {
-        session
-            .conn
-            .query_drop(format!("SET SESSION timestamp={}.{:06}", micros / 1_000_000, micros % 1_000_000))
-            .await?;
+        settings.push(format!("SET SESSION timestamp={}.{:06}", micros / 1_000_000, micros % 1_000_000));
+    }
+    if let Some(zone) = &step.time_zone {
+        let mut name = String::new();
+        string(&mut name, zone);
+        settings.push(format!("SET SESSION time_zone={name}"));
+    }
+    // Without it, the names would be looked for in the database that happened to be current before.
+    settings.extend(step.database.as_ref().map(|database| format!("USE {}", quoted(database))));
+    for setting in &settings {
+        match session.conn.query_drop(setting.as_str()).await {
+            Ok(()) => {}
+            Err(error) if is_transient(&error) => return Err(error.into()),
+            Err(error) => {
+                reset(session).await?;
+                return Err(stopped(
+                    ddl,
+                    config,
+                    format!("the target refuses `{setting}`, which it needs: {error}"),
+                ));
+            }
+        }
     }
     let tables: Vec<String> =
         ddl.after.iter().map(|table| table_name(table.database(), table.name())).collect();
@@ -382,6 +394,7 @@ pub(crate) async fn execute(
 /// Back to the pins for rows.
 async fn reset(session: &mut Session) -> Result<(), Error> {
     session.conn.query_drop("SET SESSION timestamp=DEFAULT").await?;
+    session.conn.query_drop("SET SESSION time_zone='+00:00'").await?;
     session.conn.query_drop(format!("SET SESSION sql_mode='{DML_MODE}'")).await
 }
 

@@ -2,11 +2,15 @@
 //! ([`journal`]).
 
 mod alter;
+mod convert;
 mod create;
 pub(crate) mod journal;
 pub mod plan;
+mod statement;
 mod token;
+mod verbatim;
 pub mod verdict;
+mod zone;
 
 /// A schema change cannot be applied.
 #[derive(Debug, thiserror::Error)]

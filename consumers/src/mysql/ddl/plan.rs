@@ -1,15 +1,18 @@
 //! What to run downstream for a schema change. Pure.
 //!
-//! TiDB runs the statement as it stands. For MySQL and MariaDB it is made from the definitions before and after the
-//! change, so that nothing depends on the server's defaults or on the database a session was in; only ALTER TABLE and
-//! views follow the statement's own text ([`super::alter`]). A kind of job that is not known is refused.
+//! TiDB runs the statement as it stands, as far as that means the same there ([`super::verbatim`]). For MySQL and MariaDB it is
+//! made from the definitions before and after the change, so that nothing depends on the server's defaults or on the
+//! database a session was in; only ALTER TABLE follows the statement's own text ([`super::alter`]). A kind of job that is
+//! not known is refused.
 
 use serde::Deserialize;
 use tidb::model::{ActionType, DbInfo, Job, TableInfo};
 
-use super::alter::{Spec, specs};
-use super::create::{Impossible, create_table};
-use super::token::{Tokens, tokenize};
+use super::alter::{self, Spec, specs};
+use super::create::{Impossible, create_table, create_view};
+use super::statement::Statement;
+use super::verbatim;
+use super::zone::Zone;
 use crate::event::Ddl;
 use crate::mysql::charset;
 use crate::mysql::config::{DdlConfig, RecoverPolicy};
@@ -22,10 +25,25 @@ use crate::schema::Table;
 pub struct Step {
     /// Where unqualified names are to be found; `None`: there are none.
     pub database: Option<String>,
-    /// The statement.
+    /// The statement, as it is written where backslashes escape.
     pub statement: String,
     /// Unix time to pin `CURRENT_TIMESTAMP` to, in microseconds.
     pub timestamp: Option<i64>,
+    /// `time_zone` to run it in, if another than UTC.
+    pub time_zone: Option<String>,
+}
+
+impl Step {
+    /// A statement that names everything with its database.
+    pub(super) fn qualified(statement: impl Into<String>) -> Self {
+        Self { database: None, statement: statement.into(), timestamp: None, time_zone: None }
+    }
+
+    /// A statement whose names are to be found in the current database of a change, if it has one.
+    pub(super) fn in_current(ddl: &Ddl, statement: impl Into<String>) -> Self {
+        let database = Some(ddl.entry.current_database.clone()).filter(|name| !name.is_empty());
+        Self { database, ..Self::qualified(statement) }
+    }
 }
 
 /// What to do.
@@ -44,16 +62,17 @@ const NO_EFFECT: &str = "it has no effect on rows or their shape";
 
 /// The plan for a schema change.
 pub fn plan(ddl: &Ddl, target: &Target, config: &DdlConfig) -> Plan {
-    let statement = ddl.entry.statement.trim().trim_end_matches(';').trim_end();
-    let context = Context { ddl, target, config, statement };
-    let result = if is_setval(statement) {
-        context.setval()
-    } else if target.is_tidb() {
-        context.as_it_stands()
-    } else {
-        context.adjusted()
-    };
-    match result {
+    let planned = Statement::of(ddl).and_then(|statement| {
+        let context = Context { ddl, target, config, statement: &statement };
+        if is_setval(&ddl.entry.statement) {
+            context.setval()
+        } else if target.is_tidb() {
+            context.as_it_stands()
+        } else {
+            context.adjusted()
+        }
+    });
+    match planned {
         Ok(plan) => plan,
         Err(Impossible(reason)) => Plan::Unsupported(reason),
     }
@@ -61,65 +80,51 @@ pub fn plan(ddl: &Ddl, target: &Target, config: &DdlConfig) -> Plan {
 
 /// Sequences report what they gave out as a statement of their own.
 fn is_setval(statement: &str) -> bool {
-    statement.get(..14).is_some_and(|head| head.eq_ignore_ascii_case("select setval("))
+    statement.trim_start().get(..14).is_some_and(|head| head.eq_ignore_ascii_case("select setval("))
 }
 
 struct Context<'a> {
     ddl: &'a Ddl,
     target: &'a Target,
     config: &'a DdlConfig,
-    statement: &'a str,
+    statement: &'a Statement,
 }
 
 impl Context<'_> {
-    fn step(&self, statement: impl Into<String>) -> Step {
-        let database = &self.ddl.entry.current_database;
-        Step {
-            database: (!database.is_empty()).then(|| database.clone()),
-            statement: statement.into(),
-            timestamp: None,
-        }
+    /// The statement as the upstream ran it.
+    fn own(&self) -> Result<Plan, Impossible> {
+        Ok(Plan::Run(vec![Step::in_current(self.ddl, self.statement.runnable())]))
     }
 
-    fn run(&self, statement: impl Into<String>) -> Result<Plan, Impossible> {
-        Ok(Plan::Run(vec![self.step(statement)]))
+    fn run(statement: impl Into<String>) -> Result<Plan, Impossible> {
+        Ok(Plan::Run(vec![Step::qualified(statement)]))
     }
 
     fn as_it_stands(&self) -> Result<Plan, Impossible> {
         match self.action() {
-            ActionType::FlashbackCluster => return self.flashback_cluster(),
+            ActionType::FlashbackCluster => self.flashback_cluster(),
             // A DROP of several is one job each, all with the same text.
-            ActionType::DropTable => return self.drop("TABLE"),
-            ActionType::DropView => return self.drop("VIEW"),
-            ActionType::DropSequence => return self.drop("SEQUENCE"),
-            ActionType::RecoverTable => {
-                let tokens = tokenize(self.statement);
-                // Jobs have other numbers there.
-                if Tokens::new(self.statement, &tokens).is(2, &["BY", "JOB"]) {
-                    let table = self.ddl.after.first().ok_or_else(|| {
+            ActionType::DropTable => self.drop("TABLE"),
+            ActionType::DropView => self.drop("VIEW"),
+            ActionType::DropSequence => self.drop("SEQUENCE"),
+            ActionType::CreateView => self.create_view(),
+            // Jobs have other numbers there.
+            ActionType::RecoverTable if self.statement.tokens().is(2, &["BY", "JOB"]) => {
+                let table =
+                    self.ddl.after.first().ok_or_else(|| {
                         Impossible("the table that it recovered is not in the log".to_owned())
                     })?;
-                    return self.run(format!("RECOVER TABLE {}", table_name(table.database(), table.name())));
-                }
+                Self::run(format!("RECOVER TABLE {}", table_name(table.database(), table.name())))
             }
-            _ => {}
+            _ => verbatim::plan(self.ddl, self.statement),
         }
-        let mut step = self.step(self.statement);
-        // CURRENT_TIMESTAMP fills the rows that are there with what it was upstream.
-        if let (Some(before), Some(after)) = (self.ddl.before.first(), self.ddl.after.first())
-            && let (Ok(before), Ok(after)) = (info(before), info(after))
-        {
-            let specs = specs(self.statement, &before, &after, "", self.target, true).unwrap_or_default();
-            step.timestamp = specs.iter().find_map(|spec| spec.timestamp);
-        }
-        Ok(Plan::Run(vec![step]))
     }
 
     fn setval(&self) -> Result<Plan, Impossible> {
         if matches!(self.target, Target::MySql { .. }) {
             return Ok(Plan::Nothing("MySQL has no sequences"));
         }
-        self.run(self.statement)
+        self.own()
     }
 
     fn action(&self) -> ActionType {
@@ -129,20 +134,18 @@ impl Context<'_> {
     fn adjusted(&self) -> Result<Plan, Impossible> {
         match self.action() {
             ActionType::CreateSchema => self.create_database(),
-            ActionType::DropSchema => self.run(self.statement),
+            ActionType::DropSchema => self.own(),
             ActionType::ModifySchemaCharset => self.alter_database(),
             ActionType::CreateTable => self.create_tables(),
             ActionType::CreateTables => self.create_tables(),
             ActionType::DropTable => self.drop("TABLE"),
             ActionType::DropView => self.drop("VIEW"),
             ActionType::DropSequence => self.sequence(|| self.drop("SEQUENCE")),
-            ActionType::CreateSequence | ActionType::AlterSequence => {
-                self.sequence(|| self.run(self.statement))
-            }
-            ActionType::CreateView => self.run(self.statement),
+            ActionType::CreateSequence | ActionType::AlterSequence => self.sequence(|| self.own()),
+            ActionType::CreateView => self.create_view(),
             ActionType::TruncateTable => {
                 let table = self.one_before()?;
-                self.run(format!("TRUNCATE TABLE {}", table_name(table.database(), table.name())))
+                Self::run(format!("TRUNCATE TABLE {}", table_name(table.database(), table.name())))
             }
             ActionType::RenameTable | ActionType::RenameTables => self.rename(),
             ActionType::RecoverTable => self.recover(),
@@ -211,16 +214,6 @@ impl Context<'_> {
         Job::parse(json).map_err(|error| Impossible(format!("the job cannot be read: {error}")))
     }
 
-    /// True if the job says that its session was in UTC.
-    fn in_utc(&self) -> bool {
-        let job =
-            self.ddl.job.as_ref().and_then(|json| serde_json::from_slice::<serde_json::Value>(json).ok());
-        let location = job.as_ref().map(|job| &job["reorg_meta"]["location"]);
-        location.is_some_and(|location| {
-            location["offset"] == 0 && matches!(location["name"].as_str(), Some("" | "UTC" | "Etc/UTC"))
-        })
-    }
-
     fn database(&self) -> Result<DbInfo, Impossible> {
         self.job()?
             .binlog
@@ -236,17 +229,16 @@ impl Context<'_> {
 
     fn create_database(&self) -> Result<Plan, Impossible> {
         let database = self.database()?;
-        let tokens = tokenize(self.statement);
-        let exists = Tokens::new(self.statement, &tokens).is(2, &["IF", "NOT", "EXISTS"]);
+        let exists = self.statement.tokens().is(2, &["IF", "NOT", "EXISTS"]);
         let exists = if exists { "IF NOT EXISTS " } else { "" };
         let charset = self.database_charset(&database);
-        self.run(format!("CREATE DATABASE {exists}{} {charset}", quoted(database.name.as_str())))
+        Self::run(format!("CREATE DATABASE {exists}{} {charset}", quoted(database.name.as_str())))
     }
 
     fn alter_database(&self) -> Result<Plan, Impossible> {
         let database = self.database()?;
         let charset = self.database_charset(&database);
-        self.run(format!("ALTER DATABASE {} {charset}", quoted(database.name.as_str())))
+        Self::run(format!("ALTER DATABASE {} {charset}", quoted(database.name.as_str())))
     }
 
     fn create_tables(&self) -> Result<Plan, Impossible> {
@@ -254,9 +246,16 @@ impl Context<'_> {
             return Err(Impossible("the definition that it made is not in the log".to_owned()));
         }
         let create = |table: &std::sync::Arc<Table>| {
-            Ok(self.step(create_table(table.database(), &info(table)?, self.target)?))
+            Ok(Step::qualified(create_table(table.database(), &info(table)?, self.target)?))
         };
         Ok(Plan::Run(self.ddl.after.iter().map(create).collect::<Result<_, _>>()?))
+    }
+
+    fn create_view(&self) -> Result<Plan, Impossible> {
+        let view = self.ddl.after.first();
+        let view =
+            view.ok_or_else(|| Impossible("the definition that it made is not in the log".to_owned()))?;
+        Self::run(create_view(&self.statement.tokens(), view.database(), &info(view)?)?)
     }
 
     fn one_before(&self) -> Result<&Table, Impossible> {
@@ -272,11 +271,11 @@ impl Context<'_> {
             let job = self.job()?;
             let info = job.binlog.table_info.as_ref();
             let info = info.ok_or_else(|| Impossible("what it dropped is not in the log".to_owned()))?;
-            return self.run(format!("DROP {what} {}", table_name(&job.schema_name, info.name())));
+            return Self::run(format!("DROP {what} {}", table_name(&job.schema_name, info.name())));
         }
         let names: Vec<String> =
             self.ddl.before.iter().map(|table| table_name(table.database(), table.name())).collect();
-        self.run(format!("DROP {what} {}", names.join(", ")))
+        Self::run(format!("DROP {what} {}", names.join(", ")))
     }
 
     fn sequence(&self, plan: impl FnOnce() -> Result<Plan, Impossible>) -> Result<Plan, Impossible> {
@@ -301,11 +300,7 @@ impl Context<'_> {
             }
         }
         if moves.is_empty() {
-            return if self.ddl.before.is_empty() {
-                self.run(self.statement)
-            } else {
-                Ok(Plan::Nothing("the name stays"))
-            };
+            return if self.ddl.before.is_empty() { self.own() } else { Ok(Plan::Nothing("the name stays")) };
         }
         let collide =
             moves.iter().any(|(_, to, _)| moves.iter().any(|(from, ..)| from.eq_ignore_ascii_case(to)));
@@ -315,7 +310,7 @@ impl Context<'_> {
         } else {
             moves.iter().map(|(from, to, _)| format!("{from} TO {to}")).collect()
         };
-        self.run(format!("RENAME TABLE {}", pairs.join(", ")))
+        Self::run(format!("RENAME TABLE {}", pairs.join(", ")))
     }
 
     fn recover(&self) -> Result<Plan, Impossible> {
@@ -335,7 +330,7 @@ impl Context<'_> {
                 let database = self.database()?;
                 let charset = self.database_charset(&database);
                 let create = format!("CREATE DATABASE {} {charset}", quoted(database.name.as_str()));
-                let mut steps = vec![self.step(create)];
+                let mut steps = vec![Step::qualified(create)];
                 if let (false, Plan::Run(tables)) = (self.ddl.after.is_empty(), self.create_tables()?) {
                     steps.extend(tables);
                 }
@@ -362,13 +357,22 @@ impl Context<'_> {
         let (before, after) = self.altered(before, after);
         let (old, new) = (info(before)?, info(after)?);
         if old.is_view() || old.is_sequence() {
-            return self.run(self.statement);
+            return self.own();
         }
-        let specs = specs(self.statement, &old, &new, before.database(), self.target, self.in_utc())?;
+        let partner = partner(self.ddl);
+        let change = alter::Change {
+            before: &old,
+            after: &new,
+            database: before.database(),
+            partner: partner.as_deref(),
+            target: self.target,
+            in_utc: Zone::of(self.ddl).is_some_and(|zone| zone.is_utc()),
+        };
+        let specs = specs(&self.statement.tokens(), change)?;
         let name = table_name(before.database(), before.name());
         let steps = steps(&specs).into_iter().map(|(parts, timestamp)| Step {
             timestamp,
-            ..self.step(format!("ALTER TABLE {name} {}", parts.join(", ")))
+            ..Step::qualified(format!("ALTER TABLE {name} {}", parts.join(", ")))
         });
         let steps: Vec<Step> = steps.collect();
         Ok(if steps.is_empty() { Plan::Nothing(NO_EFFECT) } else { Plan::Run(steps) })
@@ -406,8 +410,15 @@ fn steps(specs: &[Spec]) -> Vec<(Vec<&str>, Option<i64>)> {
     steps
 }
 
+/// Of an exchange, the plain table as it was: qualified.
+pub(super) fn partner(ddl: &Ddl) -> Option<String> {
+    let plain = |table: &&std::sync::Arc<Table>| info(table).is_ok_and(|info| info.partitions().is_none());
+    let table = ddl.before.iter().find(plain)?;
+    Some(table_name(table.database(), table.name()))
+}
+
 /// TiDB's own description of a table.
-fn info(table: &Table) -> Result<TableInfo, Impossible> {
+pub(super) fn info(table: &Table) -> Result<TableInfo, Impossible> {
     let json = &table.definition.tidb_json;
     let mut reader = serde_json::Deserializer::from_slice(json);
     TableInfo::deserialize(&mut reader).map_err(|error| {

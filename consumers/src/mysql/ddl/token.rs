@@ -1,10 +1,20 @@
 //! A schema change's text in pieces: names, strings, words, brackets. Enough to find a statement's parts and to leave
 //! everything inside quotes alone; no grammar.
 //!
-//! What comes in was parsed and written by TiDB itself: upper-case keywords, names in back-ticks, strings in single
+//! What comes in was mostly parsed and written by TiDB itself: upper-case keywords, names in back-ticks, strings in single
 //! quotes, what only TiDB knows in `/*T! … */`. For MySQL and MariaDB such a comment is one, so it is no piece at all.
 
+use std::borrow::Cow;
 use std::ops::Range;
+
+/// What a backslash in a string is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Backslash {
+    /// It escapes the character after it, as MySQL reads a text unless it is told otherwise.
+    Escapes,
+    /// Itself, as where NO_BACKSLASH_ESCAPES is set.
+    Plain,
+}
 
 /// What a piece is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,10 +41,11 @@ pub(crate) struct Token {
 pub(crate) struct Tokens<'a> {
     pub(crate) text: &'a str,
     pub(crate) tokens: &'a [Token],
+    backslash: Backslash,
 }
 
 /// Cuts a text into pieces. Comments and white space are left out; quotes that do not end reach to the end.
-pub(crate) fn tokenize(text: &str) -> Vec<Token> {
+pub(crate) fn tokenize(text: &str, backslash: Backslash) -> Vec<Token> {
     let bytes = text.as_bytes();
     let mut tokens = Vec::new();
     let mut at = 0;
@@ -43,7 +54,7 @@ pub(crate) fn tokenize(text: &str) -> Vec<Token> {
         let byte = bytes[at];
         let kind = match byte {
             b'`' | b'\'' | b'"' => {
-                at = quoted_end(bytes, at);
+                at = quoted_end(bytes, at, backslash).unwrap_or(bytes.len());
                 if byte == b'`' { Kind::Name } else { Kind::String }
             }
             b'/' if bytes.get(at + 1) == Some(&b'*') => {
@@ -102,24 +113,59 @@ fn is_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'$' || byte == b'@' || byte >= 0x80
 }
 
-/// The end of a quoted piece: quotes within are doubled, or (not in names) escaped.
-fn quoted_end(bytes: &[u8], start: usize) -> usize {
+/// The end of a quoted piece, if it has one: quotes within are doubled, or (not in names) escaped.
+fn quoted_end(bytes: &[u8], start: usize, backslash: Backslash) -> Option<usize> {
     let quote = bytes[start];
+    let escapes = quote != b'`' && backslash == Backslash::Escapes;
     let mut at = start + 1;
     while at < bytes.len() {
         match bytes[at] {
-            b'\\' if quote != b'`' => at += 2,
+            b'\\' if escapes => at += 2,
             byte if byte == quote && bytes.get(at + 1) == Some(&quote) => at += 2,
-            byte if byte == quote => return at + 1,
+            byte if byte == quote => return Some(at + 1),
             _ => at += 1,
         }
     }
-    bytes.len()
+    None
+}
+
+/// True if every quote in the text is closed.
+pub(crate) fn closes(text: &str, backslash: Backslash) -> bool {
+    let bytes = text.as_bytes();
+    let quoted = |token: &Token| matches!(bytes[token.range.start], b'`' | b'\'' | b'"');
+    let last = tokenize(text, backslash).into_iter().last();
+    last.filter(quoted).is_none_or(|token| quoted_end(bytes, token.range.start, backslash).is_some())
+}
+
+/// A text as it is written where backslashes escape. Strings in comments are changed too: they may be meant for TiDB.
+pub(crate) fn escaped(text: &str, backslash: Backslash) -> Cow<'_, str> {
+    if backslash == Backslash::Escapes || !text.contains('\\') {
+        return Cow::Borrowed(text);
+    }
+    let bytes = text.as_bytes();
+    let mut out = String::with_capacity(text.len() + 8);
+    let mut at = 0;
+    while at < bytes.len() {
+        let start = at;
+        if matches!(bytes[at], b'`' | b'\'' | b'"') {
+            at = quoted_end(bytes, at, backslash).unwrap_or(bytes.len());
+            let piece = &text[start..at];
+            if bytes[start] == b'`' {
+                out.push_str(piece);
+            } else {
+                out.push_str(&piece.replace('\\', "\\\\"));
+            }
+        } else {
+            at = text[at..].find(['`', '\'', '"']).map_or(bytes.len(), |next| at + next);
+            out.push_str(&text[start..at]);
+        }
+    }
+    Cow::Owned(out)
 }
 
 impl<'a> Tokens<'a> {
-    pub(crate) fn new(text: &'a str, tokens: &'a [Token]) -> Self {
-        Self { text, tokens }
+    pub(crate) fn new(text: &'a str, tokens: &'a [Token], backslash: Backslash) -> Self {
+        Self { text, tokens, backslash }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -131,7 +177,7 @@ impl<'a> Tokens<'a> {
     }
 
     pub(crate) fn slice(&self, range: Range<usize>) -> Self {
-        Self { text: self.text, tokens: &self.tokens[range] }
+        Self { tokens: &self.tokens[range], ..*self }
     }
 
     pub(crate) fn from(&self, start: usize) -> Self {
@@ -143,7 +189,8 @@ impl<'a> Tokens<'a> {
         self.tokens.get(index).map_or("", |token| &self.text[token.range.clone()])
     }
 
-    /// The text from the first to the last of these pieces, comments between them gone.
+    /// The text from the first to the last of these pieces, comments between them gone, as it is written where backslashes
+    /// escape.
     pub(crate) fn joined(&self) -> String {
         let mut out = String::new();
         let mut end = None;
@@ -152,7 +199,7 @@ impl<'a> Tokens<'a> {
             if end.is_some_and(|end| end != token.range.start) {
                 out.push(' ');
             }
-            out.push_str(&self.text[token.range.clone()]);
+            out.push_str(&escaped(&self.text[token.range.clone()], self.backslash));
             end = Some(token.range.end);
         }
         out
@@ -179,10 +226,37 @@ impl<'a> Tokens<'a> {
         let token = self.tokens.get(index)?;
         let text = &self.text[token.range.clone()];
         match token.kind {
-            Kind::Name => Some(text.trim_matches('`').replace("``", "`")).filter(|_| text.len() > 2),
+            Kind::Name => {
+                let inner = text.strip_prefix('`')?.strip_suffix('`')?;
+                Some(inner.replace("``", "`")).filter(|name| !name.is_empty())
+            }
             Kind::Word => Some(text.to_owned()),
             Kind::String | Kind::Mark => None,
         }
+    }
+
+    /// What the piece at `index` is.
+    pub(crate) fn kind(&self, index: usize) -> Option<Kind> {
+        self.tokens.get(index).map(|token| token.kind)
+    }
+
+    /// Where these pieces stand in the text.
+    pub(crate) fn span(&self, pieces: Range<usize>) -> Option<Range<usize>> {
+        let pieces = self.tokens.get(pieces)?;
+        Some(pieces.first()?.range.start..pieces.last()?.range.end)
+    }
+
+    /// The statements, which end with semicolons.
+    pub(crate) fn statements(&self) -> Vec<Self> {
+        let ends = (0..self.len()).filter(|index| self.is(*index, &[";"])).chain([self.len()]);
+        let mut start = 0;
+        let mut statements = Vec::new();
+        for end in ends {
+            statements.push(self.slice(start..end));
+            start = (end + 1).min(self.len());
+        }
+        statements.retain(|statement| !statement.is_empty());
+        statements
     }
 
     /// Parts between commas that stand in no brackets.
@@ -232,7 +306,7 @@ mod tests {
     use super::*;
 
     fn raws(text: &str) -> Vec<String> {
-        tokenize(text).iter().map(|token| text[token.range.clone()].to_owned()).collect()
+        tokenize(text, Backslash::Escapes).iter().map(|token| text[token.range.clone()].to_owned()).collect()
     }
 
     #[test]
@@ -271,23 +345,60 @@ mod tests {
     #[test]
     fn parts_and_names() {
         let text = "ADD COLUMN `a` SET('x','y'), DROP COLUMN `we``ird`, COMMENT = 'a,b'";
-        let tokens = tokenize(text);
-        let all = Tokens::new(text, &tokens);
+        let tokens = tokenize(text, Backslash::Escapes);
+        let all = Tokens::new(text, &tokens, Backslash::Escapes);
         let parts: Vec<_> = all.parts().iter().map(Tokens::joined).collect();
         assert_eq!(parts, ["ADD COLUMN `a` SET('x','y')", "DROP COLUMN `we``ird`", "COMMENT = 'a,b'"]);
         assert_eq!(all.parts()[1].name(2).as_deref(), Some("we`ird"));
         assert!(all.parts()[1].starts(&["drop", "column"]));
     }
 
+    /// One back-tick at each end is the quote; others are the name's, doubled.
+    #[test]
+    fn a_name_keeps_its_own_back_ticks() {
+        for (text, name) in [
+            ("`a`", Some("a")),
+            ("`a```", Some("a`")),
+            ("```a`", Some("`a")),
+            ("``````", Some("``")),
+            ("`a``b`", Some("a`b")),
+            ("``", None),
+            ("`open", None),
+            ("a", Some("a")),
+        ] {
+            let tokens = tokenize(text, Backslash::Escapes);
+            assert_eq!(tokens.len(), 1, "{text}");
+            assert_eq!(Tokens::new(text, &tokens, Backslash::Escapes).name(0).as_deref(), name, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_backslash_may_be_itself() {
+        let plain = r"COMMENT 'C:\', `a\`, _utf8'it''s \%' /*T! ATTRIBUTES='x\y' */";
+        let tokens = tokenize(plain, Backslash::Plain);
+        let all = Tokens::new(plain, &tokens, Backslash::Plain);
+        let parts: Vec<_> = all.parts().iter().map(Tokens::joined).collect();
+        assert_eq!(parts, [r"COMMENT 'C:\\'", r"`a\`", r"_utf8'it''s \\%'"]);
+        assert!(closes(plain, Backslash::Plain) && !closes(r"COMMENT 'C:\'", Backslash::Escapes));
+        assert_eq!(
+            escaped(plain, Backslash::Plain),
+            r"COMMENT 'C:\\', `a\`, _utf8'it''s \\%' /*T! ATTRIBUTES='x\\y' */"
+        );
+        assert_eq!(escaped(plain, Backslash::Escapes), plain);
+    }
+
     proptest! {
         #[test]
         fn any_text_is_cut_without_loss(text in "\\PC{0,60}|[`'\"\\\\/*() ,a#-]{0,40}") {
-            let tokens = tokenize(&text);
-            let mut last = 0;
-            for token in &tokens {
-                prop_assert!(token.range.start >= last && token.range.end > token.range.start);
-                last = token.range.end;
-                let _ = &text[token.range.clone()];
+            for backslash in [Backslash::Escapes, Backslash::Plain] {
+                let tokens = tokenize(&text, backslash);
+                let mut last = 0;
+                for token in &tokens {
+                    prop_assert!(token.range.start >= last && token.range.end > token.range.start);
+                    last = token.range.end;
+                    let _ = &text[token.range.clone()];
+                }
+                let _ = (closes(&text, backslash), escaped(&text, backslash));
             }
         }
     }

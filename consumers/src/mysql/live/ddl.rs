@@ -5,7 +5,7 @@ use tidb::model::ActionType;
 
 use super::*;
 use crate::event::Ddl;
-use crate::mysql::ddl::journal;
+use crate::mysql::ddl::{DdlError, journal};
 
 /// A definition whose TiDB description is made from SQL-ish parts.
 fn defined(id: i64, version: i64, name: &str, json: &str) -> Arc<Table> {
@@ -262,4 +262,82 @@ async fn a_statement_left_running_is_ended_first() {
     let columns: Vec<String> =
         server.rows("SELECT column_name FROM information_schema.columns WHERE table_schema = 'j' AND table_name = 'a' ORDER BY 1").await;
     assert_eq!(columns, ["id", "v"]);
+}
+
+/// A database that is not there is no reason to run a statement in the one that was current before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_is_not_run_in_another_database() {
+    let server = Server::start().await;
+    server.run("CREATE DATABASE j CHARACTER SET utf8mb4 COLLATE utf8mb4_bin").await;
+    server.run("CREATE TABLE j.t (id INT)").await;
+    let config = server.config("elsewhere");
+    let (owner, mut session, _) = attach(&config).await;
+    let meta = Meta::new(&config.mysql.meta_database, &config.name);
+    session.conn.query_drop("USE j").await.unwrap();
+    let mut sequence = ddl(1, ActionType::CreateSequence, "CREATE SEQUENCE `s`;", vec![], vec![]);
+    sequence.entry.current_database = "gone".into();
+    let error =
+        journal::run(&mut session, &meta, owner, &config, &sequence, &position(0), None).await.unwrap_err();
+    assert!(matches!(&error, DdlError::Stopped { reason, .. } if reason.contains("USE `gone`")), "{error}");
+    assert!(server.rows::<String>("SHOW TABLES IN j LIKE 's'").await.is_empty());
+    // It is there now, by hand: not a trace of the statement, which runs when it is asked for again.
+    server.run("CREATE DATABASE gone").await;
+    journal::run(&mut session, &meta, owner, &config, &sequence, &position(0), None).await.unwrap();
+    assert_eq!(server.rows::<String>("SHOW TABLES IN gone LIKE 's'").await, ["s"]);
+    server.run("DROP DATABASE gone").await;
+    session.conn.query_drop("USE j").await.unwrap();
+    // A view is made from its definition, which names everything.
+    let json = r#"{"id":9,"name":{"O":"v","L":"v"},"cols":[{"id":1,"name":{"O":"id","L":"id"},"state":5}],"state":5,"view":{"view_select":"SELECT `id` AS `id` FROM `j`.`t`"}}"#;
+    let mut view =
+        ddl(2, ActionType::CreateView, "CREATE VIEW `k`.`v` AS SELECT `id` FROM `t`;", vec![], vec![]);
+    view.after = vec![defined(9, 1, "v", json)];
+    view.entry.current_database = "gone".into();
+    journal::run(&mut session, &meta, owner, &config, &view, &position(1), None).await.unwrap();
+    assert_eq!(server.rows::<String>("SHOW TABLES IN j LIKE 'v'").await, ["v"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_has_its_zone_and_leaves_none_behind() {
+    let server = Server::start().await;
+    server.run("CREATE DATABASE j CHARACTER SET utf8mb4 COLLATE utf8mb4_bin").await;
+    let config = server.config("zone");
+    let mut session = server.session().await;
+    let change = ddl(
+        1,
+        ActionType::CreateSequence,
+        "CREATE TABLE z AS SELECT @@session.time_zone AS zone",
+        vec![],
+        vec![],
+    );
+    let mut step = journal::steps(&session, &config, &change, None).unwrap().remove(0);
+    step.time_zone = Some("+08:00".into());
+    journal::execute(&mut session, &change, &step, &config).await.unwrap();
+    assert_eq!(server.rows::<String>("SELECT zone FROM j.z").await, ["+08:00"]);
+    step.time_zone = Some("Nowhere/Land".into());
+    let error = journal::execute(&mut session, &change, &step, &config).await.unwrap_err();
+    assert!(matches!(&error, DdlError::Stopped { reason, .. } if reason.contains("Nowhere/Land")), "{error}");
+    let zone: Option<String> = session.conn.query_first("SELECT @@session.time_zone").await.unwrap();
+    assert_eq!(zone.as_deref(), Some("+00:00"));
+}
+
+/// As TiDB writes it into its binlog, a backslash is itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backslash_at_the_end_of_a_comment_swallows_nothing() {
+    let server = Server::start().await;
+    server.run("CREATE DATABASE j CHARACTER SET utf8mb4 COLLATE utf8mb4_bin").await;
+    server.run("CREATE TABLE j.a (id INT PRIMARY KEY)").await;
+    let config = server.config("backslash");
+    let (owner, mut session, _) = attach(&config).await;
+    let meta = Meta::new(&config.mysql.meta_database, &config.name);
+    let commented = int(2, "p", 1).replace(r#""state":5"#, r#""comment":"C:\\","state":5"#);
+    let before = defined(1, 1, "a", &info(1, "a", &[int(1, "id", 0)], ""));
+    let after = defined(1, 2, "a", &info(1, "a", &[int(1, "id", 0), commented, int(3, "q", 2)], ""));
+    let statement = r"ALTER TABLE `a` ADD COLUMN `p` INT COMMENT 'C:\',ADD COLUMN `q` INT;";
+    let mut change = ddl(1, ActionType::MultiSchemaChange, statement, vec![before], vec![after]);
+    change.job = Some(r#"{"id":1,"query":"alter table a add p int comment 'C:\\\\', add q int"}"#.into());
+    journal::run(&mut session, &meta, owner, &config, &change, &position(0), None).await.unwrap();
+    let columns: Vec<(String, String)> = server.rows("SELECT column_name, column_comment FROM information_schema.columns WHERE table_schema = 'j' AND table_name = 'a' ORDER BY ordinal_position").await;
+    let columns: Vec<(&str, &str)> =
+        columns.iter().map(|(name, comment)| (name.as_str(), comment.as_str())).collect();
+    assert_eq!(columns, [("id", ""), ("p", "C:\\"), ("q", "")]);
 }

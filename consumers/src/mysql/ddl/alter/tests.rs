@@ -1,6 +1,7 @@
 //! The parts of ALTER TABLE, statement by statement.
 
 use super::*;
+use crate::mysql::ddl::token::{Backslash, tokenize};
 
 fn column(id: i64, name: &str, kind: u8) -> String {
     let text = if kind == 15 { "utf8mb4" } else { "binary" };
@@ -19,8 +20,22 @@ fn table(columns: &[String], rest: &str) -> TableInfo {
 }
 
 fn run(statement: &str, before: &TableInfo, after: &TableInfo, in_utc: bool) -> Result<Vec<String>, String> {
-    let target = Target::from_version("10.11.6-MariaDB");
-    let specs = specs(statement, before, after, "d", &target, in_utc).map_err(|error| error.to_string())?;
+    run_on("10.11.6-MariaDB", statement, before, after, in_utc)
+}
+
+fn run_on(
+    version: &str,
+    statement: &str,
+    before: &TableInfo,
+    after: &TableInfo,
+    in_utc: bool,
+) -> Result<Vec<String>, String> {
+    let target = Target::from_version(version);
+    let tokens = tokenize(statement, Backslash::Plain);
+    let partner = Some("`e`.`x`");
+    let change = Change { before, after, database: "d", partner, target: &target, in_utc };
+    let specs = specs(&Tokens::new(statement, &tokens, Backslash::Plain), change)
+        .map_err(|error| error.to_string())?;
     Ok(specs.into_iter().map(|spec| spec.text).collect())
 }
 
@@ -136,4 +151,95 @@ fn what_is_not_known_is_refused_and_what_has_no_effect_is_left_out() {
     }
     let said = run("ALTER TABLE `t` TELEPORT", &same, &same, true);
     assert_eq!(said, Err("`TELEPORT` is not known".to_owned()));
+}
+
+/// The name ends in a back-tick: dropping it must not drop its neighbour.
+#[test]
+fn columns_with_back_ticks_are_told_apart() {
+    let before = table(&[column(1, "a", 3), column(2, "a`", 3), column(3, "`", 3)], "");
+    let after = table(&[column(1, "a", 3), column(3, "``b", 3)], "");
+    let said = run(
+        "ALTER TABLE `t```.```t` DROP COLUMN `a```, CHANGE COLUMN ```` `````b` INT",
+        &before,
+        &after,
+        true,
+    );
+    assert_eq!(said.unwrap(), ["DROP COLUMN `a```", "CHANGE COLUMN ```` `````b` int NULL DEFAULT NULL"]);
+}
+
+#[test]
+fn comments_and_defaults_are_those_of_the_definition() {
+    let before = table(&[column(1, "a", 3)], "");
+    let commented =
+        |name: &str, id| column(id, name, 3).replace(r#""state":5"#, r#""comment":"C:\\","state":5"#);
+    let after = table(&[column(1, "a", 3), commented("p", 2), column(3, "q", 3)], r#","comment":"it's \\""#);
+    let statement = r"ALTER TABLE `t` ADD COLUMN `p` INT COMMENT 'C:\',ADD COLUMN `q` INT, COMMENT = 'x' AUTO_INCREMENT = 5";
+    assert_eq!(
+        run(statement, &before, &after, true).unwrap(),
+        [
+            r"ADD COLUMN `p` int NULL DEFAULT NULL COMMENT 'C:\\'",
+            "ADD COLUMN `q` int NULL DEFAULT NULL",
+            r"COMMENT = 'it\'s \\'",
+            "AUTO_INCREMENT = 5"
+        ]
+    );
+}
+
+/// Which rows are in a partition by KEY is decided by another hash; by HASH it is the remainder everywhere.
+#[test]
+fn a_partition_by_key_is_another_one_here() {
+    let parted = |kind: u8| {
+        let rest = format!(
+            r#","partition":{{"type":{kind},"expr":"`a`","columns":[{{"O":"a","L":"a"}}],"enable":true,"num":2,"definitions":[{{"id":1,"name":{{"O":"p0","L":"p0"}}}},{{"id":2,"name":{{"O":"p1","L":"p1"}}}}]}}"#
+        );
+        table(&[column(1, "a", 3)], &rest)
+    };
+    let (hash, by_key) = (parted(2), parted(4));
+    for version in ["10.11.6-MariaDB", "8.0.36"] {
+        for (statement, expected) in [
+            ("TRUNCATE PARTITION `p1`", "TRUNCATE PARTITION `p1`"),
+            ("EXCHANGE PARTITION `p1` WITH TABLE `x`", "EXCHANGE PARTITION `p1` WITH TABLE `e`.`x`"),
+        ] {
+            let statement = format!("ALTER TABLE `t` {statement}");
+            let said = run_on(version, &statement, &hash, &hash, true).unwrap();
+            assert_eq!(said, [expected], "{version}");
+            let said = run_on(version, &statement, &by_key, &by_key, true).unwrap_err();
+            assert!(said.contains("partitioned by KEY"), "{version}: {said}");
+        }
+        // All rows stay, wherever they are.
+        let said = run_on(version, "ALTER TABLE `t` COALESCE PARTITION 1", &by_key, &by_key, true).unwrap();
+        assert_eq!(said, ["COALESCE PARTITION 1"]);
+    }
+    let validated = "ALTER TABLE `t` EXCHANGE PARTITION `p1` WITH TABLE `e`.`x` WITHOUT VALIDATION";
+    let word = run_on("8.0.36", validated, &hash, &hash, true).unwrap();
+    assert_eq!(word, ["EXCHANGE PARTITION `p1` WITH TABLE `e`.`x` WITHOUT VALIDATION"]);
+    let none = run(validated, &hash, &hash, true).unwrap();
+    assert_eq!(none, ["EXCHANGE PARTITION `p1` WITH TABLE `e`.`x`"]);
+}
+
+#[test]
+fn text_made_of_other_types_goes_through_plain_numbers_or_is_refused() {
+    let zerofill = |kind: u8| column(1, "a", kind).replace(r#""Flag":0"#, r#""Flag":96"#);
+    let keyed = r#","pk_is_handle":true"#;
+    let statement = "ALTER TABLE `t` MODIFY COLUMN `a` X";
+    let (mariadb, mysql) = ("10.11.6-MariaDB", "8.0.36");
+    for (version, from, to, rest, expected) in [
+        (mariadb, zerofill(3), 15, "", Ok("MODIFY COLUMN `a` bigint unsigned NULL")),
+        (mysql, zerofill(246), 15, "", Ok("MODIFY COLUMN `a` decimal(20,0) unsigned NULL")),
+        (mariadb, column(1, "a", 11), 12, "", Err("from TIME to a date")),
+        (mysql, column(1, "a", 11), 10, "", Err("from TIME to a date")),
+        (mysql, column(1, "a", 245), 15, "", Err("from JSON to text")),
+        (mariadb, column(1, "a", 245), 15, "", Ok("")),
+        (mariadb, column(1, "a", 15), 245, "", Err("table without a key")),
+        (mariadb, column(1, "a", 15), 245, keyed, Ok("")),
+        (mysql, column(1, "a", 15), 245, "", Ok("")),
+    ] {
+        let (before, after) = (table(std::slice::from_ref(&from), rest), table(&[column(1, "a", to)], rest));
+        let said = run_on(version, statement, &before, &after, true);
+        match expected {
+            Ok("") => assert_eq!(said.as_ref().map(Vec::len), Ok(1), "{version} {from} {to}: {said:?}"),
+            Ok(first) => assert_eq!(said.unwrap()[0], first, "{version} {from} {to}"),
+            Err(why) => assert!(said.as_ref().is_err_and(|said| said.contains(why)), "{from} {to}: {said:?}"),
+        }
+    }
 }
