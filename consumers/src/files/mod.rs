@@ -169,6 +169,8 @@ impl Writer {
             Event::Passed(position) => self.after = Some(position),
             Event::Gap { gap, after } => {
                 if self.on_gap == GapPolicy::Stop {
+                    // What came before it counts, so that the export is as complete as the message says.
+                    self.checkpoint(true)?;
                     bail!(
                         "the upstream declares that transactions in ({}, {}] are missing ({}). The export is complete up \
                          to {}. To go on without them, set feed.on-gap = \"continue\"",
@@ -222,4 +224,77 @@ impl Writer {
 fn worth_storing(stored: &Position, after: &Position) -> bool {
     after.commits_offset - stored.commits_offset > 1000
         || after.commit_ts.0.seconds_since(stored.commit_ts.0) > 300.0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use schemas::sluice::v1::{Column, Gap, Key, TableDefinition};
+    use tidb::ts::StartTs;
+
+    use super::*;
+    use crate::event::{Change, ChangeKind, Rows, Value};
+    use crate::position::FeedId;
+    use crate::schema::Table;
+
+    fn position(seq: u64) -> Position {
+        let feed_id = FeedId::from_bytes(&[1; 16]).unwrap();
+        Position { feed_id, epoch: 1, seq, commit_ts: CommitTs::new(seq * 10), commits_offset: seq as i64 }
+    }
+
+    #[test]
+    fn what_came_before_a_gap_is_in_the_export() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config::OutputConfig { dir: dir.path().to_owned(), ..Default::default() };
+        let mut writer = Writer {
+            output: Output::open(&config).unwrap(),
+            progress: Arc::new(FollowProgress::new()),
+            flush_interval: Duration::from_secs(3600),
+            rotate_bytes: u64::MAX,
+            on_gap: GapPolicy::Stop,
+            after: None,
+            open: false,
+            bytes: 0,
+            last: Instant::now(),
+        };
+        let table = Arc::new(Table::new(TableDefinition {
+            table_id: 1,
+            database: "d".into(),
+            table: "t".into(),
+            columns: vec![Column {
+                id: 1,
+                name: "id".into(),
+                mysql_type: 3,
+                not_null: true,
+                ..Default::default()
+            }],
+            unique_keys: vec![Key { primary: true, column_ids: vec![1], ..Default::default() }],
+            ..Default::default()
+        }));
+        let kind = ChangeKind::Insert { after: vec![Some(Value::Int(1))].into() };
+        let rows = Rows {
+            seq: 1,
+            commit_ts: CommitTs::new(10),
+            start_ts: StartTs::new(9),
+            origin: None,
+            first_change: 0,
+            changes: vec![Change { table, kind, cost: 100 }],
+            cost: 100,
+            after: Some(position(1)),
+        };
+        writer.event(Event::Attached(position(0))).unwrap();
+        writer.event(Event::Rows(rows)).unwrap();
+        let gap = Gap { from: 10, to: 20, cause: "a lost disk".into() };
+        let error = writer.event(Event::Gap { gap, after: Some(position(2)) }).unwrap_err().to_string();
+        assert!(error.contains("(10, 20]") && error.contains("complete up to 10"), "{error}");
+        drop(writer);
+        let mut files = Vec::new();
+        manifest::Manifest::open(dir.path(), |checkpoint| files.extend(checkpoint.files)).unwrap();
+        assert!(
+            files.iter().any(|file: &manifest::FileEntry| file.kind == manifest::FileKind::Rows),
+            "{files:?}"
+        );
+        assert_eq!(Output::open(&config).unwrap().position(), Some(&position(1)));
+    }
 }
