@@ -19,6 +19,7 @@ pub struct Table {
     pub definition: TableDefinition,
     places: HashMap<i64, usize>,
     identity: Option<Vec<usize>>,
+    lasting: bool,
     unique: Vec<Option<Vec<usize>>>,
 }
 
@@ -39,9 +40,10 @@ impl Table {
             let places = places.as_ref()?;
             let never_null =
                 places.iter().all(|place| definition.columns.get(*place).is_some_and(|c| c.not_null));
-            (key.primary || never_null).then(|| places.clone())
+            (key.primary || never_null).then(|| (places.clone(), key.primary))
         });
-        Self { places, identity, unique, definition }
+        let (identity, lasting) = identity.map_or((None, false), |(places, primary)| (Some(places), primary));
+        Self { places, identity, lasting, unique, definition }
     }
 
     /// TiDB's table id.
@@ -78,6 +80,12 @@ impl Table {
     /// columns are all NOT NULL. `None`: only the whole row does.
     pub fn identity(&self) -> Option<&[usize]> {
         self.identity.as_deref()
+    }
+
+    /// True if the identity is the primary key. Any other unique key may be dropped while rows are written, and from the
+    /// moment the upstream begins to drop it, rows that are equal in it come.
+    pub fn has_lasting_identity(&self) -> bool {
+        self.lasting
     }
 
     /// For each unique key the places of its columns; `None` for a key over a column that rows do not carry.

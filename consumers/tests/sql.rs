@@ -83,7 +83,7 @@ fn delete(values: Vec<Value>) -> ChangeKind {
 fn render_for(version: &str, rows: usize, table: &Arc<Table>, kinds: Vec<ChangeKind>) -> Vec<Statement> {
     let mut fold = Fold::new();
     for kind in kinds {
-        fold.add(Change { table: table.clone(), kind, cost: 1 }).unwrap();
+        fold.add(Change { table: table.clone(), kind, cost: 1 });
     }
     let renderer = Renderer { target: Target::from_version(version), rows, bytes: 1 << 20 };
     renderer.render(&fold.finish().0).unwrap()
@@ -266,4 +266,56 @@ fn an_enum_s_error_value_needs_a_lenient_mode() {
         |value| render_for("8.0.36", 10, &table, vec![insert(vec![int(1), Value::Enum(value)])])[0].lenient;
     assert!(lenient(0));
     assert!(!lenient(1));
+}
+
+/// A generated column follows from the others, and the target may compute it otherwise.
+#[test]
+fn a_row_without_a_key_is_not_found_by_what_is_generated() {
+    let mut definition = table(&[("a", INT), ("g", INT)], &[]).definition.clone();
+    definition.columns[1].generated = true;
+    definition.columns[1].generated_stored = true;
+    let table = Arc::new(Table::new(definition));
+    let statements = render(&table, vec![delete(vec![int(1), int(2)])]);
+    assert_eq!(statements, [sql(Kind::Delete, 1, "DELETE FROM `d`.`t``x` WHERE `a` <=> 1 LIMIT 1")]);
+}
+
+/// A key that is no primary key may be on its way out: then a row is found by all its values, and only by them.
+#[test]
+fn a_row_whose_key_is_being_dropped_is_found_by_its_values() {
+    let mut definition = table(&[("k", INT), ("v", INT)], &[&[1]]).definition.clone();
+    definition.unique_keys[0].primary = false;
+    definition.columns[0].not_null = true;
+    let table = Arc::new(Table::new(definition));
+    let mut fold = Fold::new();
+    let without_key = ChangeKind::Delete { before: vec![None, Some(int(9))].into() };
+    let kinds = [
+        update(vec![int(1), int(1)], vec![int(1), int(2)]),
+        delete(vec![int(3), int(3)]),
+        without_key,
+        delete(vec![int(4), int(4)]),
+    ];
+    kinds.into_iter().for_each(|kind| fold.add(Change { table: table.clone(), kind, cost: 1 }));
+    let folded = fold.finish().0;
+    let renderer = Renderer { target: Target::from_version("10.11.6-MariaDB"), rows: 100, bytes: 1 << 20 };
+    let singles = renderer.render_singles(&folded).unwrap();
+    let said: Vec<(&str, Option<&str>)> = singles
+        .iter()
+        .map(|single| (single.statement.sql.as_str(), single.exact.as_ref().map(|exact| exact.sql.as_str())))
+        .collect();
+    assert_eq!(
+        said,
+        [
+            (
+                "DELETE FROM `d`.`t``x` WHERE `k` = 3",
+                Some("DELETE FROM `d`.`t``x` WHERE `k` <=> 3 AND `v` <=> 3 LIMIT 1")
+            ),
+            (
+                "UPDATE `d`.`t``x` SET `v`=2 WHERE `k` = 1",
+                Some("UPDATE `d`.`t``x` SET `k`=1,`v`=2 WHERE `k` <=> 1 AND `v` <=> 1 LIMIT 1")
+            ),
+            // Several may look like this one: then it stops.
+            ("DELETE FROM `d`.`t``x` WHERE `v` <=> 9", None),
+            ("DELETE FROM `d`.`t``x` WHERE `k` <=> 4 AND `v` <=> 4 LIMIT 1", None),
+        ]
+    );
 }

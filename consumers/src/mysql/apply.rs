@@ -1,9 +1,10 @@
 //! Runs batches and schema changes against the target, one downstream transaction after the other.
 //!
 //! A transaction moves the stored position first – a row lock that an older instance cannot pass – then writes, then
-//! commits. When the outcome of a commit is unknown (the connection broke), the stored position says which it was. A
-//! statement that affects another number of rows than it must, or meets a row in its way, is undone and its batch run row
-//! by row, where the conflict policy decides.
+//! commits. When the outcome of a commit is unknown (the connection broke), that connection is ended and the stored position
+//! says which it was. A statement that affects another number of rows than it must, or that the target refuses, is undone and
+//! its batch run row by row ([`super::conflict`]), where the conflict policy decides. A row at which it has to stop is waited
+//! for: nothing of its transaction stays, and it is tried again until somebody has put it right.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,114 +13,42 @@ use mysql_async::prelude::Queryable as _;
 use mysql_async::{Error, Params, Value as DbValue};
 use node::admin::Health;
 use node::shutdown::Shutdown;
+use schemas::sluice::v1::Gap;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use super::batch::{Batch, Work};
-use super::config::{Config, ConflictPolicy};
+use super::config::Config;
 use super::ddl::verdict::{Stopped, Verdicts};
 use super::ddl::{DdlError, journal};
+use super::error::ApplyError;
 use super::meta::{Meta, OwnerEpoch};
-use super::session::{
-    self, Backoff, ConnectError, DML_MODE, LENIENT_MODE, Session, is_transient, server_text,
-};
-use super::sql::{Kind, Single, Statement};
+use super::session::{self, Backoff, DML_MODE, LENIENT_MODE, Session, is_transient, server_text};
+use super::sql::Statement;
 use crate::metrics;
 use crate::position::Position;
 use crate::progress::FollowProgress;
 
-/// Duplicate entry for a key.
-const DUPLICATE: u16 = 1062;
 /// A value was cut or changed: what an ENUM's error value gives outside strict mode.
 const TRUNCATED: u16 = 1265;
 
-/// Applying cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
-    /// Another instance works under our name.
-    #[error(
-        "the progress of consumer {consumer} was changed by another instance (stored: {stored}): this one stops, nothing \
-         was written twice"
-    )]
-    Fenced {
-        /// Our name.
-        consumer: String,
-        /// What the target says.
-        stored: String,
-    },
-    /// The target cannot be reached in a way that retrying helps.
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
-    /// A row is not as the log says, and the policy is to stop.
-    #[error(
-        "transaction {seq}: {what} in {table}{key}. The target was changed by somebody else, or was not where the log \
-         begins. Repair the row, or set apply.conflict (now `{policy}`)"
-    )]
-    Conflict {
-        /// First transaction of the batch.
-        seq: u64,
-        /// What was found.
-        what: &'static str,
-        /// Where.
-        table: String,
-        /// The row's key, if it may be shown.
-        key: String,
-        /// The policy in force.
-        policy: &'static str,
-    },
-    /// The target refuses a statement.
-    #[error("transaction {seq}: the target refuses a {kind} of {rows} rows in {table}: {reason}")]
-    Refused {
-        /// First transaction of the batch.
-        seq: u64,
-        /// What the statement does.
-        kind: &'static str,
-        /// To how many rows.
-        rows: u64,
-        /// Where.
-        table: String,
-        /// What the server says.
-        reason: String,
-    },
-    /// The target refuses something of our own.
-    #[error("the target refuses to {what}: {reason}")]
-    Meta {
-        /// What was tried.
-        what: &'static str,
-        /// What the server says.
-        reason: String,
-    },
-    /// A schema change.
-    #[error(transparent)]
-    Ddl(#[from] Box<DdlError>),
-    /// A statement cannot be written.
-    #[error("transaction {seq}: {reason}")]
-    Render {
-        /// First transaction of the batch.
-        seq: u64,
-        /// Why.
-        reason: String,
-    },
-    /// The connection broke within a transaction that came in pieces: start again from the stored position.
-    #[error("the connection broke within a large transaction, starting again from the stored position")]
-    Restart,
-}
-
 /// How an attempt ended other than well.
-enum Failed {
+pub(super) enum Failed {
     /// Nothing is known; try again on a new connection.
     Transient(Error),
-    /// A statement met rows that are not as they should be.
+    /// A statement met rows that are not as they should be, or was refused.
     Mismatch,
+    /// The stored position is not where it was, or not ours.
+    Moved,
     Stop(ApplyError),
 }
 
 /// Applies work. One task; owns the connection that writes.
 pub(crate) struct Applier {
-    config: Config,
+    pub(super) config: Config,
     meta: Meta,
     owner: OwnerEpoch,
-    session: Session,
+    pub(super) session: Session,
     position: Option<Position>,
     /// Pieces of a transaction are written, but not committed.
     open: bool,
@@ -162,6 +91,11 @@ impl Applier {
                 Some(Work::Attach(position)) => self.attach(position).await?,
                 Some(Work::Batch(batch)) => self.batch(&batch).await?,
                 Some(Work::Ddl(ddl)) => self.ddl(&ddl).await?,
+                // Everything before it is applied by now.
+                Some(Work::Gap(gap)) => {
+                    let Gap { from, to, cause } = gap;
+                    return Err(ApplyError::Gap { from, to, cause });
+                }
                 Some(Work::Finish(position)) => {
                     let end = Batch {
                         statements: Vec::new(),
@@ -217,8 +151,9 @@ impl Applier {
             });
         };
         let began = Instant::now();
-        let mut backoff = Backoff::new();
+        let (mut backoff, mut patience) = (Backoff::new(), Backoff::patient());
         let mut singly = false;
+        let mut held = None;
         loop {
             let continued = self.open;
             match self.attempt(batch, &from, singly).await {
@@ -226,7 +161,27 @@ impl Applier {
                 Err(Failed::Stop(error)) => {
                     // Leave no transaction behind; an error here only repeats the one at hand.
                     let _ = self.session.conn.query_drop("ROLLBACK").await;
-                    return Err(error);
+                    self.open = false;
+                    if !(error.is_about_rows() && self.config.holds_stopped_rows()) {
+                        return Err(error);
+                    }
+                    self.hold(&error, &mut held);
+                    if self.shutdown.unless(patience.wait()).await.is_none() {
+                        return Ok(());
+                    }
+                    if continued {
+                        // The pieces before it were undone, too.
+                        return Err(ApplyError::Restart);
+                    }
+                }
+                Err(Failed::Moved) => {
+                    let _ = self.session.conn.query_drop("ROLLBACK").await;
+                    self.open = false;
+                    // A commit whose answer was lost may have been on its way still when the position was looked at.
+                    match self.stored().await? {
+                        Some(stored) if batch.after.as_ref() == Some(&stored) => break,
+                        stored => return Err(self.fenced(stored)),
+                    }
                 }
                 Err(Failed::Mismatch) => {
                     let back = if continued { "ROLLBACK TO SAVEPOINT piece" } else { "ROLLBACK" };
@@ -249,7 +204,7 @@ impl Applier {
                     }
                     self.open = false;
                     backoff.wait().await;
-                    self.reconnect().await?;
+                    self.reconnect_alone().await?;
                     match (self.stored().await?, &batch.after) {
                         (Some(stored), Some(after)) if stored == *after => break,
                         (Some(stored), _) if stored == from => {}
@@ -257,6 +212,11 @@ impl Applier {
                     }
                 }
             }
+        }
+        if held.is_some() {
+            info!("going on: the rows are as they should be");
+            self.health.set("rows", Ok(()));
+            self.progress.waiting(None);
         }
         if let Some(after) = &batch.after {
             self.progress.applied(after);
@@ -267,6 +227,17 @@ impl Applier {
         }
         self.report_anomalies(batch);
         Ok(())
+    }
+
+    /// Says what is waited for, once.
+    fn hold(&self, error: &ApplyError, held: &mut Option<String>) {
+        let text = error.to_string();
+        if held.as_ref() != Some(&text) {
+            error!(error = text, "waiting, and trying again from time to time");
+            self.health.set("rows", Err(text.clone()));
+            self.progress.waiting(Some(text.clone()));
+            *held = Some(text);
+        }
     }
 
     fn report_anomalies(&self, batch: &Batch) {
@@ -302,8 +273,12 @@ impl Applier {
             self.singly(batch).await?;
         } else {
             for statement in &batch.statements {
-                let affected =
-                    self.execute(statement).await.map_err(|error| self.failed(error, statement, batch))?;
+                let affected = match self.execute(statement).await {
+                    Ok(affected) => affected,
+                    // Row by row it shows which one it is about.
+                    Err(error @ Error::Server(_)) if !is_transient(&error) => return Err(Failed::Mismatch),
+                    Err(error) => return Err(self.failed(error, statement, "", batch)),
+                };
                 if affected != statement.rows {
                     return Err(Failed::Mismatch);
                 }
@@ -320,19 +295,19 @@ impl Applier {
         Ok(())
     }
 
-    async fn own(&mut self, sql: &'static str) -> Result<(), Failed> {
+    pub(super) async fn own(&mut self, sql: &'static str) -> Result<(), Failed> {
         self.session.conn.query_drop(sql).await.map_err(|error| own_failed("control its transaction", error))
     }
 
     async fn advance(&mut self, from: &Position, to: &Position) -> Result<(), Failed> {
         match self.meta.advance(&mut self.session.conn, from, to, self.owner).await {
             Ok(true) => Ok(()),
-            Ok(false) => Err(Failed::Stop(self.fenced(None))),
+            Ok(false) => Err(Failed::Moved),
             Err(error) => Err(own_failed("store the position", error)),
         }
     }
 
-    async fn execute(&mut self, statement: &Statement) -> Result<u64, Error> {
+    pub(super) async fn execute(&mut self, statement: &Statement) -> Result<u64, Error> {
         if !statement.lenient {
             return run(&mut self.session, statement).await;
         }
@@ -353,127 +328,6 @@ impl Applier {
             }
             None => result,
         }
-    }
-
-    fn failed(&self, error: Error, statement: &Statement, batch: &Batch) -> Failed {
-        match &error {
-            Error::Server(server) if server.code == DUPLICATE => Failed::Mismatch,
-            other if is_transient(other) => Failed::Transient(error),
-            other => Failed::Stop(ApplyError::Refused {
-                seq: batch.first_seq,
-                kind: statement.kind.name(),
-                rows: statement.rows,
-                table: statement.table_name(),
-                reason: server_text(other, self.config.apply.show_values),
-            }),
-        }
-    }
-
-    /// Row by row: here the conflict policy decides.
-    async fn singly(&mut self, batch: &Batch) -> Result<(), Failed> {
-        let renderer = super::renderer(&self.session, &self.config);
-        let singles = renderer.render_singles(&batch.folded).map_err(|error| {
-            Failed::Stop(ApplyError::Render { seq: batch.first_seq, reason: error.to_string() })
-        })?;
-        for single in &singles {
-            let Single { statement, .. } = single;
-            match self.execute(statement).await {
-                Ok(affected) if affected == statement.rows => {
-                    metrics::written(statement.kind.name(), affected)
-                }
-                Ok(affected) => self.missing(single, affected, batch).await?,
-                Err(Error::Server(server)) if server.code == DUPLICATE => self.present(single, batch).await?,
-                Err(error) => return Err(self.failed(error, statement, batch)),
-            }
-        }
-        Ok(())
-    }
-
-    /// A delete or update found fewer rows than there must be.
-    async fn missing(&mut self, single: &Single, affected: u64, batch: &Batch) -> Result<(), Failed> {
-        let Single { statement, insert_if_missing, .. } = single;
-        let rows = statement.rows.abs_diff(affected);
-        let policy = self.config.apply.conflict;
-        if policy == ConflictPolicy::Stop || affected > statement.rows {
-            let what = match statement.kind {
-                _ if affected > statement.rows => "a statement for one row found several",
-                Kind::Delete => "a row to delete is missing",
-                Kind::Update | Kind::Insert => "a row to update is missing",
-            };
-            return Err(Failed::Stop(self.conflict(what, single, batch)));
-        }
-        let (kind, done) = match (statement.kind, insert_if_missing) {
-            (Kind::Update, Some(insert)) => {
-                match self.execute(insert).await {
-                    Ok(_) => {}
-                    Err(Error::Server(server)) if server.code == DUPLICATE => {
-                        let what = "a row to update is missing, and another row holds its unique key";
-                        return Err(Failed::Stop(self.conflict(what, single, batch)));
-                    }
-                    Err(error) => return Err(self.failed(error, insert, batch)),
-                }
-                ("update_of_missing", "inserted instead")
-            }
-            _ => ("delete_of_missing", "nothing to delete"),
-        };
-        metrics::conflict(kind, rows);
-        let key = self.shown(single);
-        warn!(
-            first_seq = batch.first_seq,
-            table = statement.table_name(),
-            key,
-            rows,
-            kind,
-            done,
-            "a row was missing"
-        );
-        Ok(())
-    }
-
-    /// An insert met a row.
-    async fn present(&mut self, single: &Single, batch: &Batch) -> Result<(), Failed> {
-        let replace = single
-            .replace_if_present
-            .as_ref()
-            .filter(|_| self.config.apply.conflict == ConflictPolicy::Overwrite);
-        let Some(replace) = replace else {
-            return Err(Failed::Stop(self.conflict(
-                "a row to insert, or one with its unique key, is already there",
-                single,
-                batch,
-            )));
-        };
-        if let Err(error) = self.execute(replace).await {
-            return Err(self.failed(error, replace, batch));
-        }
-        metrics::conflict("insert_of_present", 1);
-        let key = self.shown(single);
-        warn!(
-            first_seq = batch.first_seq,
-            table = replace.table_name(),
-            key,
-            "a row was in the way and was replaced"
-        );
-        Ok(())
-    }
-
-    fn conflict(&self, what: &'static str, single: &Single, batch: &Batch) -> ApplyError {
-        let policy = match self.config.apply.conflict {
-            ConflictPolicy::Heal => "heal",
-            ConflictPolicy::Stop => "stop",
-            ConflictPolicy::Overwrite => "overwrite",
-        };
-        let key = self.shown(single);
-        let key = if key.is_empty() {
-            " (set apply.show-values to see its key)".to_owned()
-        } else {
-            format!(" ({key})")
-        };
-        ApplyError::Conflict { seq: batch.first_seq, what, table: single.statement.table_name(), key, policy }
-    }
-
-    fn shown(&self, single: &Single) -> String {
-        if self.config.apply.show_values { single.key.clone() } else { String::new() }
     }
 
     async fn ddl(&mut self, ddl: &crate::event::Ddl) -> Result<(), ApplyError> {
@@ -534,6 +388,27 @@ impl Applier {
             self.position = Some(after.clone());
         }
         Ok(())
+    }
+
+    /// Connects anew and sees to it that nothing runs on the connection before any more.
+    async fn reconnect_alone(&mut self) -> Result<(), ApplyError> {
+        let before = self.session.conn.id();
+        loop {
+            self.reconnect().await?;
+            match self.session.end(before.into()).await {
+                Ok(()) => return Ok(()),
+                Err(error) if is_transient(&error) => {}
+                // It may be on a server behind another address: the position will tell.
+                Err(error) => {
+                    warn!(
+                        error = server_text(&error, false),
+                        connection = before,
+                        "could not end a connection"
+                    );
+                    return Ok(());
+                }
+            }
+        }
     }
 
     /// Connects anew, as long as it takes.

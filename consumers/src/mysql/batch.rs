@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
 use node::shutdown::Shutdown;
 use schemas::sluice::v1::{Gap, Origin};
 use tokio::sync::mpsc;
@@ -29,6 +28,8 @@ pub(crate) enum Work {
     Ddl(Box<Ddl>),
     /// Store the position and end.
     Finish(Position),
+    /// Transactions are missing from here on, and the policy is to stop.
+    Gap(Gap),
 }
 
 /// Net changes of a stretch of transactions, or a piece of one that is too large.
@@ -152,7 +153,17 @@ impl Preparer {
                 Ok(())
             }
             Event::Gap { gap, after } => {
-                self.gap(&gap)?;
+                if self.on_gap == GapPolicy::Stop {
+                    // What came before it is applied first, so that the target is where the message says.
+                    self.flush().await?;
+                    return self.send(Work::Gap(gap)).await;
+                }
+                warn!(
+                    from = gap.from,
+                    to = gap.to,
+                    cause = gap.cause,
+                    "going on without the transactions of a gap"
+                );
                 if after.is_some() {
                     self.after = after;
                 }
@@ -161,28 +172,6 @@ impl Preparer {
             Event::Reached(position) => {
                 self.flush().await?;
                 self.send(Work::Finish(position)).await
-            }
-        }
-    }
-
-    fn gap(&self, gap: &Gap) -> anyhow::Result<()> {
-        match self.on_gap {
-            GapPolicy::Stop => bail!(
-                "the upstream declares that transactions in ({}, {}] are missing ({}). The target equals the upstream up \
-                 to {}. To go on without them, set feed.on-gap = \"continue\"; to be exact again, load the target anew",
-                gap.from,
-                gap.to,
-                gap.cause,
-                gap.from
-            ),
-            GapPolicy::Continue => {
-                warn!(
-                    from = gap.from,
-                    to = gap.to,
-                    cause = gap.cause,
-                    "going on without the transactions of a gap"
-                );
-                Ok(())
             }
         }
     }
@@ -203,7 +192,7 @@ impl Preparer {
             self.transactions += 1;
         }
         for change in changes {
-            self.fold.add(change)?;
+            self.fold.add(change);
         }
         self.open = after.is_none();
         if after.is_some() {

@@ -173,6 +173,9 @@ pub enum ConflictPolicy {
 pub struct ApplyConfig {
     /// When a row is not as the log says: `heal`, `stop` or `overwrite`.
     pub conflict: ConflictPolicy,
+    /// When the policy is to stop at a row, or the target refuses it: `hold` (wait and try again) or `exit`. Absent: `hold`,
+    /// but with `--until-commit-ts` `exit`, since nobody may be there.
+    pub on_stop: Option<OnStop>,
     /// Most rows folded into one downstream transaction. A larger upstream transaction stays whole.
     pub batch_rows: usize,
     /// Most bytes folded into one downstream transaction; absent: a sixteenth of the memory budget.
@@ -189,6 +192,7 @@ impl Default for ApplyConfig {
     fn default() -> Self {
         Self {
             conflict: ConflictPolicy::default(),
+            on_stop: None,
             batch_rows: 8_192,
             batch_bytes: None,
             statement_rows: 256,
@@ -220,11 +224,11 @@ pub enum RecoverPolicy {
     Empty,
 }
 
-/// What the process does when a schema change stops.
+/// What the process does when a row or a schema change stops it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnStop {
-    /// Wait for the operator's word, not ready meanwhile.
+    /// Wait for the operator, not ready meanwhile.
     Hold,
     /// Exit with an error.
     Exit,
@@ -284,10 +288,16 @@ impl Config {
 
     /// True if a schema change that stops waits for an operator.
     pub fn holds_stopped_ddl(&self) -> bool {
-        match self.ddl.on_stop {
-            Some(on_stop) => on_stop == OnStop::Hold,
-            None => self.until_commit_ts.is_none(),
-        }
+        self.holds(self.ddl.on_stop)
+    }
+
+    /// True if a row at which it has to stop is waited for.
+    pub fn holds_stopped_rows(&self) -> bool {
+        self.holds(self.apply.on_stop)
+    }
+
+    fn holds(&self, on_stop: Option<OnStop>) -> bool {
+        on_stop.map_or(self.until_commit_ts.is_none(), |on_stop| on_stop == OnStop::Hold)
     }
 
     /// Bytes folded into one downstream transaction.

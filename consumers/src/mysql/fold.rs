@@ -11,7 +11,9 @@
 //! first one on, the table's changes stay in their order.
 //!
 //! Images that do not fit the state so far – the log itself can hold those, see [`Anomalies`] – are taken the way that
-//! heals: what is written last counts.
+//! heals: what is written last counts. Not so where the identity is no primary key: such a key may be on its way out, and
+//! two rows that are equal in it are two rows. From the first change that speaks of another row than the one known by its
+//! key, or that lacks a column of the key (it is being dropped), the table's changes stay in their order.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -53,7 +55,7 @@ pub struct FoldedTable {
     pub inserts: Vec<Row>,
     /// Of tables without identity: whole rows to delete that many times, before the inserts.
     pub counted_deletes: Vec<(Row, u64)>,
-    /// Of tables without identity: what has to follow in order, after everything else.
+    /// What has to follow in order, after everything else: each row is found by all its values.
     pub tail: Vec<ChangeKind>,
 }
 
@@ -67,14 +69,14 @@ pub struct Fold {
     anomalies: Anomalies,
 }
 
-/// A row image that has no identity: it lacks a column of the key.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("a row image of {database}.{table} lacks a column of the key that tells its rows apart")]
-pub struct NoIdentity {
-    /// Database.
-    pub database: String,
-    /// Table.
-    pub table: String,
+/// How a change fits what is known of its row.
+enum Fit {
+    /// It follows from it.
+    Follows,
+    /// It was taken in already: rows are recorded twice while a partition is reorganized.
+    Doubled,
+    /// It is about another row.
+    Another,
 }
 
 #[derive(Debug)]
@@ -95,6 +97,8 @@ struct Net {
     base: Option<Row>,
     /// The row now.
     now: Option<Row>,
+    /// The row as it was when it went.
+    gone: Option<Row>,
 }
 
 #[derive(Debug)]
@@ -126,7 +130,7 @@ impl Fold {
     }
 
     /// Takes in the next change.
-    pub fn add(&mut self, change: Change) -> Result<(), NoIdentity> {
+    pub fn add(&mut self, change: Change) {
         let Change { table, kind, cost } = change;
         self.changes += 1;
         self.bytes += cost;
@@ -140,16 +144,7 @@ impl Fold {
             });
             self.tables.len() - 1
         });
-        let fold = &mut self.tables[at];
-        if fold.table.identity().is_none() {
-            fold.count(kind);
-            return Ok(());
-        }
-        match kind {
-            ChangeKind::Insert { after } => fold.insert(after, &mut self.anomalies),
-            ChangeKind::Delete { before } => fold.delete(before, &mut self.anomalies).map(|_| ()),
-            ChangeKind::Update { before, after } => fold.update(before, after, &mut self.anomalies),
-        }
+        self.tables[at].add(kind, &mut self.anomalies);
     }
 
     /// The net changes, in the order in which the tables were first touched.
@@ -159,12 +154,68 @@ impl Fold {
 }
 
 impl TableFold {
-    fn key(&self, row: &Row) -> Result<Key, NoIdentity> {
-        let places = self.table.identity().unwrap_or_default();
-        encode(places.iter().map(|place| row[*place].as_ref())).ok_or_else(|| NoIdentity {
-            database: self.table.database().to_owned(),
-            table: self.table.name().to_owned(),
-        })
+    fn add(&mut self, kind: ChangeKind, anomalies: &mut Anomalies) {
+        if self.table.identity().is_none() {
+            return self.count(kind);
+        }
+        if !self.tail.is_empty() {
+            return self.tail.push(kind);
+        }
+        if !kind.before().is_none_or(|row| self.has_key(row))
+            || !kind.after().is_none_or(|row| self.has_key(row))
+        {
+            return self.tail.push(kind);
+        }
+        // A primary key says by itself which row is meant.
+        let fit = if self.table.has_lasting_identity() { Fit::Follows } else { self.fit(&kind) };
+        match (fit, kind) {
+            (Fit::Another, kind) => self.tail.push(kind),
+            (Fit::Doubled, ChangeKind::Insert { .. }) => anomalies.insert_of_present += 1,
+            (Fit::Doubled, ChangeKind::Update { .. }) => anomalies.update_of_missing += 1,
+            (Fit::Doubled, ChangeKind::Delete { .. }) => anomalies.delete_of_missing += 1,
+            (Fit::Follows, ChangeKind::Insert { after }) => self.insert(after, anomalies),
+            (Fit::Follows, ChangeKind::Update { before, after }) => self.update(before, after, anomalies),
+            (Fit::Follows, ChangeKind::Delete { before }) => {
+                self.delete(before, anomalies);
+            }
+        }
+    }
+
+    /// True if the image has every column of the identity.
+    fn has_key(&self, row: &Row) -> bool {
+        self.table.identity().unwrap_or_default().iter().all(|place| row[*place].is_some())
+    }
+
+    fn key(&self, row: &Row) -> Key {
+        let mut key = BytesMut::new();
+        for place in self.table.identity().unwrap_or_default() {
+            if let Some(value) = &row[*place] {
+                value.encode(&mut key);
+            }
+        }
+        key.as_ref().into()
+    }
+
+    /// Whether a change is about the row that its key stands for.
+    fn fit(&self, kind: &ChangeKind) -> Fit {
+        let (before, after) = (kind.before(), kind.after());
+        let (from, to) = (before.map(|row| self.key(row)), after.map(|row| self.key(row)));
+        let moves = from != to;
+        let net = |key: Option<Key>| key.and_then(|key| self.rows.get(&key));
+        let (from, to) = (net(from), net(to));
+        let now = |net: Option<&Net>, row: Option<&Row>| {
+            net.and_then(|net| net.now.as_ref()).zip(row).is_some_and(|(now, row)| agree(now, row))
+        };
+        let gone = from.filter(|net| net.now.is_none()).and_then(|net| net.gone.as_ref());
+        // What goes must be there as it was, what comes must find its place free.
+        let goes = before.is_none() || from.is_none() || now(from, before);
+        let comes = !moves || to.is_none_or(|net| net.now.is_none());
+        if goes && (after.is_none() || comes) {
+            return Fit::Follows;
+        }
+        let went = before.is_none() || !moves || gone.zip(before).is_some_and(|(gone, row)| agree(gone, row));
+        let came = after.is_none() || now(to, after);
+        if went && came { Fit::Doubled } else { Fit::Another }
     }
 
     fn net(&mut self, key: Key) -> Option<&mut Net> {
@@ -177,51 +228,53 @@ impl TableFold {
         }
     }
 
-    fn insert(&mut self, after: Row, anomalies: &mut Anomalies) -> Result<(), NoIdentity> {
-        let key = self.key(&after)?;
+    fn insert(&mut self, after: Row, anomalies: &mut Anomalies) {
+        let key = self.key(&after);
         match self.net(key.clone()) {
-            None => self.set(key, Net { base: None, now: Some(after) }),
+            None => self.set(key, Net { base: None, now: Some(after), gone: None }),
             Some(net) => {
                 anomalies.insert_of_present += u64::from(net.now.is_some());
                 net.now = Some(after);
             }
         }
-        Ok(())
     }
 
     /// Gives the row as it was known last, if it was touched before.
-    fn delete(&mut self, before: Row, anomalies: &mut Anomalies) -> Result<Option<Row>, NoIdentity> {
-        let key = self.key(&before)?;
+    fn delete(&mut self, before: Row, anomalies: &mut Anomalies) -> Option<Row> {
+        let key = self.key(&before);
+        // Only where it may be asked for.
+        let gone = (!self.table.has_lasting_identity()).then(|| before.clone());
         match self.net(key.clone()) {
             None => {
-                self.set(key, Net { base: Some(before), now: None });
-                Ok(None)
+                self.set(key, Net { base: Some(before), now: None, gone });
+                None
             }
             Some(net) => {
                 anomalies.delete_of_missing += u64::from(net.now.is_none());
-                Ok(net.now.take())
+                net.gone = gone;
+                net.now.take()
             }
         }
     }
 
-    fn update(&mut self, before: Row, mut after: Row, anomalies: &mut Anomalies) -> Result<(), NoIdentity> {
-        let (from, to) = (self.key(&before)?, self.key(&after)?);
+    fn update(&mut self, before: Row, mut after: Row, anomalies: &mut Anomalies) {
+        let (from, to) = (self.key(&before), self.key(&after));
         if from == to {
             match self.net(from.clone()) {
-                None => self.set(from, Net { base: Some(before), now: Some(after) }),
+                None => self.set(from, Net { base: Some(before), now: Some(after), gone: None }),
                 Some(net) => {
                     anomalies.update_of_missing += u64::from(net.now.is_none());
                     fill(&mut after, net.now.take().as_ref());
                     net.now = Some(after);
                 }
             }
-            return Ok(());
+            return;
         }
         let image = before.clone();
-        let known = self.delete(before, anomalies)?;
+        let known = self.delete(before, anomalies);
         fill(&mut after, known.as_ref());
         fill(&mut after, Some(&image));
-        self.insert(after, anomalies)
+        self.insert(after, anomalies);
     }
 
     fn count(&mut self, kind: ChangeKind) {
@@ -271,10 +324,10 @@ impl TableFold {
                 continue;
             }
             match self.rows.remove(&key) {
-                None | Some(Net { base: None, now: None }) => {}
-                Some(Net { base: Some(before), now: None }) => folded.deletes.push(before),
-                Some(Net { base: None, now: Some(after) }) => folded.inserts.push(after),
-                Some(Net { base: Some(before), now: Some(after) }) => {
+                None | Some(Net { base: None, now: None, .. }) => {}
+                Some(Net { base: Some(before), now: None, .. }) => folded.deletes.push(before),
+                Some(Net { base: None, now: Some(after), .. }) => folded.inserts.push(after),
+                Some(Net { base: Some(before), now: Some(after), .. }) => {
                     if same(&before, &after) {
                         continue;
                     }
@@ -301,9 +354,13 @@ fn fill(after: &mut Row, from: Option<&Row>) {
 }
 
 /// True if no column that both images have differs.
+fn agree(one: &Row, other: &Row) -> bool {
+    one.iter().zip(other).all(|(one, other)| one.is_none() || other.is_none() || one == other)
+}
+
+/// True if the image after says nothing that the one before does not.
 fn same(before: &Row, after: &Row) -> bool {
-    before.iter().zip(after).all(|(old, new)| old.is_none() || new.is_none() || old == new)
-        && before.iter().zip(after).all(|(old, new)| new.is_none() || old.is_some())
+    agree(before, after) && before.iter().zip(after).all(|(old, new)| new.is_none() || old.is_some())
 }
 
 /// True if a unique key changes, or may.
@@ -315,19 +372,11 @@ fn moves(table: &Table, before: &Row, after: &Row) -> bool {
 }
 
 /// True if the image can be inserted: only virtual generated columns are missing.
-fn complete(table: &Table, row: &Row) -> bool {
+pub(super) fn complete(table: &Table, row: &Row) -> bool {
     row.iter().zip(table.columns()).all(|(value, column)| value.is_some() || column.generated)
 }
 
-/// Values one after the other, each with its kind and length; `None` if one is missing.
-fn encode<'a>(values: impl Iterator<Item = Option<&'a crate::event::Value>>) -> Option<Key> {
-    let mut key = BytesMut::new();
-    for value in values {
-        value?.encode(&mut key);
-    }
-    Some(key.as_ref().into())
-}
-
+/// Values one after the other, each with its kind and length.
 fn encode_whole(row: &Row) -> Key {
     let mut key = BytesMut::new();
     for value in row {

@@ -13,7 +13,9 @@ mod apply;
 mod batch;
 pub mod charset;
 pub mod config;
+mod conflict;
 pub mod ddl;
+mod error;
 pub mod fold;
 pub mod literal;
 #[cfg(test)]
@@ -36,8 +38,8 @@ use tidb::ts::CommitTs;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-pub use apply::ApplyError;
 pub use config::{Args, Config};
+pub use error::ApplyError;
 
 use self::apply::{Applier, Parts};
 use self::batch::{Limits, Preparer};
@@ -91,11 +93,22 @@ struct Shared {
 
 /// Runs again after what only a fresh start from the stored position heals.
 async fn runs(config: Config, data_dir: DataDir, shared: Shared, shutdown: Shutdown) -> anyhow::Result<()> {
+    let mut backoff = Backoff::new();
     loop {
         match run_once(&config, &data_dir, &shared, &shutdown).await {
             Err(error) if shutdown.is_cancelled() => {
                 warn!(error = format!("{error:#}"), "ended while something was wrong");
                 return Ok(());
+            }
+            Err(error) if is_passing(&error) => {
+                warn!(
+                    error = format!("{error:#}"),
+                    "the target failed, starting again from the stored position"
+                );
+                shared.progress.waiting(Some(format!("the target: {error:#}")));
+                if shutdown.unless(backoff.wait()).await.is_none() {
+                    return Ok(());
+                }
             }
             Err(error)
                 if error.chain().any(|cause| matches!(cause.downcast_ref(), Some(ApplyError::Restart))) =>
@@ -105,6 +118,11 @@ async fn runs(config: Config, data_dir: DataDir, shared: Shared, shutdown: Shutd
             other => return other,
         }
     }
+}
+
+/// True for an error of the target that passes, while it was asked for its position or the lease.
+fn is_passing(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref()).any(session::is_transient)
 }
 
 async fn run_once(
@@ -294,5 +312,28 @@ async fn release_lease(config: &Config, meta: &Meta, owner: OwnerEpoch) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => warn!(error = format!("{error:#}"), "could not release the lease, it will run out"),
         Err(_) => warn!("could not release the lease in time, it will run out"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mysql_async::{Error, ServerError};
+
+    use super::*;
+
+    #[test]
+    fn a_target_that_fails_for_a_moment_does_not_end_the_process() {
+        let said = |code| {
+            let error = ServerError { code, message: "…".into(), state: "HY000".into() };
+            anyhow::Error::from(Error::Server(error)).context("cannot take the lease")
+        };
+        // Shutting down, killed, a deadlock.
+        assert!([1053, 1927, 1213].into_iter().all(|code| is_passing(&said(code))));
+        let broken = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        assert!(is_passing(
+            &anyhow::Error::from(Error::Io(broken.into())).context("cannot make the progress tables")
+        ));
+        // No rights; something else altogether.
+        assert!(!is_passing(&said(1044)) && !is_passing(&anyhow::anyhow!("no such topic")));
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use schemas::sluice::v1::Column;
 
-use super::fold::FoldedTable;
+use super::fold::{FoldedTable, complete};
 use super::literal::{BadDecimal, exactly, identifier, literal, string, table_name, types};
 use super::session::Target;
 use crate::event::{ChangeKind, Row, Value};
@@ -68,6 +68,9 @@ impl Statement {
 pub struct Single {
     /// What to run.
     pub statement: Statement,
+    /// The same by all values of the row, where the key by which it is found may be on its way out. Rows equal in all of
+    /// them are as good as one another.
+    pub exact: Option<Statement>,
     /// An update's new row as an insert.
     pub insert_if_missing: Option<Statement>,
     /// An insert as REPLACE.
@@ -161,12 +164,17 @@ impl Renderer {
             let table = &folded.table;
             let single = |statement, row: &Row| Single {
                 statement,
+                exact: None,
                 insert_if_missing: None,
                 replace_if_present: None,
                 key: describe(table, row),
             };
             for row in &folded.deletes {
-                out.push(single(alone.delete_one(table, row)?, row));
+                let mut delete = single(alone.delete_one(table, row)?, row);
+                if !table.has_lasting_identity() {
+                    delete.exact = Some(self.tail(table, &ChangeKind::Delete { before: row.clone() })?);
+                }
+                out.push(delete);
             }
             for (row, times) in &folded.counted_deletes {
                 out.push(single(self.counted_delete(table, row, *times)?, row));
@@ -176,6 +184,10 @@ impl Renderer {
                 let mut update = single(alone.update_one(table, &columns, before, after)?, before);
                 update.insert_if_missing =
                     Some(alone.insert(table, std::slice::from_ref(after), "INSERT")?);
+                if !table.has_lasting_identity() {
+                    let kind = ChangeKind::Update { before: before.clone(), after: after.clone() };
+                    update.exact = Some(self.tail(table, &kind)?);
+                }
                 out.push(update);
             }
             for row in &folded.inserts {
@@ -188,6 +200,7 @@ impl Renderer {
                 let row = kind.before().or(kind.after());
                 let mut tail = Single {
                     statement: self.tail(table, kind)?,
+                    exact: None,
                     insert_if_missing: None,
                     replace_if_present: None,
                     key: row.map(|row| describe(table, row)).unwrap_or_default(),
@@ -270,11 +283,11 @@ impl Renderer {
         Ok(draft.into_statement(Kind::Delete, times, table))
     }
 
-    /// All columns that the image has, exactly.
+    /// All columns that the image has, exactly. Not generated ones: the target may compute them otherwise, and they follow
+    /// from the others.
     fn whole_row(&self, draft: &mut Draft, table: &Table, row: &Row) -> Result<(), BadDecimal> {
         let mut first = true;
-        for (value, column) in row.iter().zip(table.columns()) {
-            let Some(value) = value else { continue };
+        for (value, column) in writable(table, row) {
             if !std::mem::take(&mut first) {
                 draft.sql.push_str(" AND ");
             }
@@ -484,11 +497,22 @@ impl Renderer {
         Ok(())
     }
 
-    /// A change of a table without identity that has to keep its place.
+    /// A change that has to keep its place, its row found by all its values.
     fn tail(&self, table: &Arc<Table>, kind: &ChangeKind) -> Result<Statement, BadDecimal> {
+        // Of rows that are equal in everything, any will do. Of rows that are equal in what the image has, a table without a
+        // key cannot tell which was meant; where there is a key, more than one is a reason to stop.
+        let limit =
+            |row: &Row| if table.identity().is_none() || complete(table, row) { " LIMIT 1" } else { "" };
         match kind {
             ChangeKind::Insert { after } => self.insert(table, std::slice::from_ref(after), "INSERT"),
-            ChangeKind::Delete { before } => self.counted_delete(table, before, 1),
+            ChangeKind::Delete { before } => {
+                let mut draft = Draft::default();
+                let _ =
+                    write!(draft.sql, "DELETE FROM {} WHERE ", table_name(table.database(), table.name()));
+                self.whole_row(&mut draft, table, before)?;
+                draft.sql.push_str(limit(before));
+                Ok(draft.into_statement(Kind::Delete, 1, table))
+            }
             ChangeKind::Update { before, after } => {
                 let mut draft = Draft::default();
                 let _ = write!(draft.sql, "UPDATE {} SET ", table_name(table.database(), table.name()));
@@ -497,7 +521,7 @@ impl Renderer {
                 self.assignments(&mut draft, table, &columns, after)?;
                 draft.sql.push_str(" WHERE ");
                 self.whole_row(&mut draft, table, before)?;
-                draft.sql.push_str(" LIMIT 1");
+                draft.sql.push_str(limit(before));
                 Ok(draft.into_statement(Kind::Update, 1, table))
             }
         }

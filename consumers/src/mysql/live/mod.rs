@@ -3,6 +3,7 @@
 mod ddl;
 mod history;
 mod rows;
+mod stops;
 mod takeover;
 mod values;
 
@@ -19,10 +20,11 @@ use tempfile::TempDir;
 use tidb::ts::{CommitTs, StartTs};
 use tokio::sync::mpsc;
 
-use super::apply::{Applier, ApplyError, Parts};
+use super::apply::{Applier, Parts};
 use super::batch::{Limits, Preparer};
-use super::config::Config;
+use super::config::{Config, OnStop};
 use super::ddl::verdict::Verdicts;
+use super::error::ApplyError;
 use super::meta::{Meta, OwnerEpoch, Taking};
 use super::session::{self, Session};
 use crate::config::GapPolicy;
@@ -92,6 +94,8 @@ impl Server {
         config.mysql.port = self.port;
         config.mysql.meta_database = format!("meta_{name}");
         config.apply.show_values = true;
+        // Nobody is there to put a row right.
+        config.apply.on_stop = Some(OnStop::Exit);
         config
     }
 

@@ -62,7 +62,7 @@ async fn a_second_instance_waits_or_takes_over_and_the_first_one_writes_nothing_
 async fn batch(server: &Server, kinds: &[ChangeKind], seq: u64) -> Batch {
     let mut fold = crate::mysql::fold::Fold::new();
     for kind in kinds {
-        fold.add(Change { table: t(), kind: kind.clone(), cost: 10 }).unwrap();
+        fold.add(Change { table: t(), kind: kind.clone(), cost: 10 });
     }
     let changes = fold.changes();
     let (folded, anomalies) = fold.finish();
@@ -160,7 +160,15 @@ async fn rows_that_are_not_as_the_log_says() {
             Err("a row to delete is missing in c.t (id=9)"),
         ),
         ("present", ConflictPolicy::Heal, vec![insert(7, 7, 7)], Err("already there in c.t (id=7)")),
-        ("unique", ConflictPolicy::Heal, vec![insert(8, 7, 8)], Err("already there in c.t (id=8)")),
+        (
+            "unique",
+            ConflictPolicy::Heal,
+            vec![insert(8, 7, 8)],
+            Err(
+                "already there in c.t (id=8), by its key u. The target was changed by somebody else, or was not where the log \
+                 begins, or the upstream is dropping that key",
+            ),
+        ),
         (
             "over",
             ConflictPolicy::Overwrite,
@@ -203,4 +211,68 @@ async fn errors_keep_values_to_themselves() {
     let error = apply(&config, vec![txn(1, &t(), vec![insert(424_242, 2, 2)]), end(1)]).await.unwrap_err();
     let said = format!("{error:?} {error}");
     assert!(!said.contains("424242") && said.contains("c.t"), "{said}");
+}
+
+/// The commit of a connection that broke goes through only after the position was looked at.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_arrives_late_is_not_somebody_else_s() {
+    let server = server().await;
+    let config = server.config("late");
+    let (owner, session, stored) = attach(&config).await;
+    let meta = Meta::new(&config.mysql.meta_database, &config.name);
+    // The lost transaction, about to commit: another server's, say, whose connection we cannot end.
+    let mut other = server.session().await;
+    other.conn.query_drop("BEGIN").await.unwrap();
+    assert!(meta.advance(&mut other.conn, &position(0), &position(1), owner).await.unwrap());
+    other.conn.query_drop("INSERT INTO c.t VALUES (1, 1, 1)").await.unwrap();
+    let (work, todo) = mpsc::channel(4);
+    let shutdown = Shutdown::new();
+    let id = session.conn.id();
+    let applier = applier(&config, meta, owner, session, stored, &shutdown);
+    work.send(Work::Batch(Box::new(batch(&server, &[insert(1, 1, 1)], 1).await))).await.unwrap();
+    work.send(Work::Batch(Box::new(batch(&server, &[insert(2, 2, 2)], 2).await))).await.unwrap();
+    work.send(Work::Finish(position(2))).await.unwrap();
+    let applying = tokio::spawn(applier.run(todo));
+    // It saw the position before the commit, and now waits for the row.
+    let waits = format!(
+        "SELECT COUNT(*) FROM information_schema.processlist WHERE id = {id} AND info LIKE 'UPDATE%'"
+    );
+    while server.rows::<i64>(&waits).await != [1] {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    other.conn.query_drop("COMMIT").await.unwrap();
+    applying.await.unwrap().unwrap();
+    assert_eq!(all(&server).await, [(1, 1, 1), (2, 2, 2)]);
+}
+
+/// The connection that broke may be running still: it is ended before the position is believed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_left_behind_is_ended() {
+    let server = server().await;
+    let mut left = server.session().await;
+    let mut session = server.session().await;
+    let id = left.conn.id();
+    session.end(id.into()).await.unwrap();
+    assert!(left.conn.query_drop("SELECT 1").await.is_err());
+    assert!(
+        server
+            .rows::<u64>(&format!("SELECT id FROM information_schema.processlist WHERE id = {id}"))
+            .await
+            .is_empty()
+    );
+    // Once more: it is gone already.
+    session.end(id.into()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_came_before_a_gap_is_applied() {
+    let server = server().await;
+    let config = server.config("gap");
+    let gap = schemas::sluice::v1::Gap { from: 10, to: 20, cause: "a lost disk".into() };
+    let events =
+        vec![txn(1, &t(), vec![insert(1, 1, 1)]), Event::Gap { gap, after: Some(position(2)) }, end(3)];
+    let error = apply(&config, events).await.unwrap_err().to_string();
+    assert!(error.contains("(10, 20]") && error.contains("a lost disk"), "{error}");
+    assert_eq!(all(&server).await, [(1, 1, 1)]);
+    assert_eq!(server.rows::<u64>("SELECT seq FROM meta_gap.progress").await, [1]);
 }
