@@ -247,3 +247,70 @@ impl Batch {
         self.folded.iter().map(name).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use schemas::sluice::v1::{Column, Key, TableDefinition};
+    use tidb::ts::{CommitTs, StartTs};
+
+    use super::*;
+    use crate::event::{Change, ChangeKind, Value};
+    use crate::mysql::session::Target;
+    use crate::position::FeedId;
+    use crate::queue;
+    use crate::schema::Table;
+
+    fn position(seq: u64) -> Position {
+        let feed_id = FeedId::from_bytes(&[1; 16]).unwrap();
+        Position { feed_id, epoch: 1, seq, commit_ts: CommitTs::new(seq * 10), commits_offset: seq as i64 }
+    }
+
+    /// The applier is busy, so rows and gap are read before it takes either.
+    #[tokio::test]
+    async fn what_came_before_a_gap_goes_before_it() {
+        let table = Arc::new(Table::new(TableDefinition {
+            table_id: 1,
+            columns: vec![Column { id: 1, name: "id".into(), mysql_type: 3, ..Default::default() }],
+            unique_keys: vec![Key { primary: true, column_ids: vec![1], ..Default::default() }],
+            ..Default::default()
+        }));
+        let kind = ChangeKind::Insert { after: vec![Some(Value::Int(1))].into() };
+        let rows = Rows {
+            seq: 1,
+            commit_ts: CommitTs::new(10),
+            start_ts: StartTs::new(9),
+            origin: None,
+            first_change: 0,
+            changes: vec![Change { table, kind, cost: 100 }],
+            cost: 100,
+            after: Some(position(1)),
+        };
+        let gap = Gap { from: 10, to: 20, cause: "a lost disk".into() };
+        let events =
+            [Event::Attached(position(0)), Event::Rows(rows), Event::Gap { gap, after: Some(position(2)) }];
+        let shutdown = Shutdown::new();
+        let (sender, receiver) = queue::channel(1 << 20, &shutdown);
+        let sending = tokio::task::spawn_blocking(move || {
+            events.into_iter().for_each(|event| sender.send(event, 1).unwrap())
+        });
+        sending.await.unwrap();
+        let (work, mut todo) = mpsc::channel(1);
+        let renderer =
+            Renderer { target: Target::from_version("10.11.6-MariaDB"), rows: 100, bytes: 1 << 20 };
+        let limits = Limits { rows: 100, bytes: 1 << 20 };
+        let preparer = Preparer::new(renderer, limits, GapPolicy::Stop, work);
+        let preparing = tokio::spawn(preparer.run(receiver, shutdown.clone()));
+        // On this runtime of one thread it runs until it can send no more.
+        for _ in 0..16 {
+            tokio::task::yield_now().await;
+        }
+        assert!(matches!(todo.recv().await, Some(Work::Attach(at)) if at == position(0)));
+        let batch = todo.recv().await;
+        assert!(matches!(&batch, Some(Work::Batch(batch)) if batch.after == Some(position(1))), "{batch:?}");
+        assert!(matches!(todo.recv().await, Some(Work::Gap(gap)) if (gap.from, gap.to) == (10, 20)));
+        shutdown.cancel();
+        preparing.await.unwrap().unwrap();
+    }
+}
