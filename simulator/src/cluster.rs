@@ -62,13 +62,23 @@ impl Playback {
         self.clock.last().max(self.schedule.newest_sent())
     }
 
-    fn take(&mut self, count: u32) -> Tso {
-        let drift = self.drift.map_or(Tso::ZERO, |(since, from)| {
+    fn take(&mut self) -> Tso {
+        let drift = self.drift();
+        self.clock.take(self.schedule.newest_sent(), self.schedule.bound(), drift)
+    }
+
+    fn take_run(&mut self, count: u32) -> Option<Tso> {
+        let drift = self.drift();
+        self.clock.take_run(count, self.schedule.newest_sent(), self.schedule.bound(), drift)
+    }
+
+    /// Where the passing of time alone would have brought the clock.
+    fn drift(&self) -> Tso {
+        self.drift.map_or(Tso::ZERO, |(since, from)| {
             let rate = if self.schedule.unfinished() == 0 { 1.0 } else { self.rate };
             let passed_ms = since.elapsed().as_secs_f64() * 1000.0 * rate;
             Tso::from_parts(from.physical_ms() + passed_ms as u64, 0)
-        });
-        self.clock.take(count, self.schedule.newest_sent(), self.schedule.bound(), drift)
+        })
     }
 
     /// A record leaves.
@@ -170,19 +180,28 @@ impl Cluster {
         self.id
     }
 
-    /// A timestamp from PD.
+    /// A timestamp from PD. A playback without room repeats the one before.
     pub fn tso(&self) -> Tso {
-        self.tso_batch(1)
-    }
-
-    /// `count` consecutive timestamps from PD; the last of them. A playback without room repeats an earlier answer.
-    pub fn tso_batch(&self, count: u32) -> Tso {
         match &mut self.lock().clock {
             Clock::Live { clock, since, unix_ms, frozen } => {
                 let passed = if *frozen { 0 } else { since.elapsed().as_millis() as u64 };
-                clock.take(count, *unix_ms + passed)
+                clock.take(1, *unix_ms + passed)
             }
-            Clock::Playback(playback) => playback.take(count),
+            Clock::Playback(playback) => playback.take(),
+        }
+    }
+
+    /// `count` consecutive timestamps from PD; the last of them. `None` while a playback has no room for several.
+    pub fn tso_batch(&self, count: u32) -> Option<Tso> {
+        if count == 1 {
+            return Some(self.tso());
+        }
+        match &mut self.lock().clock {
+            Clock::Live { clock, since, unix_ms, frozen } => {
+                let passed = if *frozen { 0 } else { since.elapsed().as_millis() as u64 };
+                Some(clock.take(count, *unix_ms + passed))
+            }
+            Clock::Playback(playback) => playback.take_run(count),
         }
     }
 

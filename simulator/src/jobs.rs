@@ -17,8 +17,25 @@ use crate::catalog::Catalog;
 use crate::schedule::Kind;
 use crate::script::Script;
 
-/// How late a late job enters the history, in milliseconds.
+/// How late a late job enters the history unless told otherwise, in milliseconds.
 const LATENESS_MS: std::ops::Range<u64> = 1000..4000;
+
+/// Which jobs enter the history some time after their binlog.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Lateness {
+    /// The share of them, from 0 to 1; which, a seed says.
+    pub share: f64,
+    /// By how much; none: a seeded one to four seconds each. Longer than the playback means never, as behind a
+    /// transaction that holds the metadata lock for hours.
+    pub by: Option<Duration>,
+}
+
+impl Default for Lateness {
+    /// A fifth of the jobs, by one to four seconds.
+    fn default() -> Self {
+        Self { share: 0.2, by: None }
+    }
+}
 
 /// A moment of a playback.
 #[derive(Clone, Copy, Debug)]
@@ -59,8 +76,8 @@ pub struct DdlJobs {
 }
 
 impl DdlJobs {
-    /// `late_share` (0 to 1) of the jobs enter the history seconds after their binlog; which, `seed` says.
-    pub fn new(script: &Script, late_share: f64, seed: u64) -> Self {
+    /// The jobs of a recording; `seed` says which of them are late.
+    pub fn new(script: &Script, lateness: Lateness, seed: u64) -> Self {
         let mut versions: HashMap<i64, Vec<Version>> = HashMap::new();
         for record in script.records().iter().filter(|record| record.kind == Kind::Prewrite) {
             if let (Some(ddl), Some(commit_ts)) = (record.ddl, script.commit_ts(record.start_ts)) {
@@ -79,12 +96,12 @@ impl DdlJobs {
             if ends(&job.id) {
                 let mut rng =
                     StdRng::seed_from_u64(seed ^ (job.id as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-                let late = if rng.random_bool(late_share.clamp(0.0, 1.0)) {
-                    rng.random_range(LATENESS_MS)
+                let late = if rng.random_bool(lateness.share.clamp(0.0, 1.0)) {
+                    lateness.by.unwrap_or_else(|| Duration::from_millis(rng.random_range(LATENESS_MS)))
                 } else {
-                    0
+                    Duration::ZERO
                 };
-                return Place::Binlog { late: Duration::from_millis(late) };
+                return Place::Binlog { late };
             }
             let finished = Tso::new(job.binlog.finished_ts);
             if finished < first_ts || (1..first_version).contains(&job.schema_version()) {

@@ -122,7 +122,12 @@ impl Pd for Service {
             if request.count == 0 {
                 return Err(Status::invalid_argument("tso count should be positive"));
             }
-            let ts = service.cluster.tso_batch(request.count);
+            let ts = service.cluster.tso_batch(request.count).ok_or_else(|| {
+                Status::unavailable(format!(
+                    "the playback has no room for {} timestamps in a row; ask again, or for one",
+                    request.count
+                ))
+            })?;
             Ok(TsoResponse {
                 header: service.header(),
                 count: request.count,

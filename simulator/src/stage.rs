@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::cluster::{Cluster, Playback};
-use crate::jobs::DdlJobs;
+use crate::jobs::{DdlJobs, Lateness};
 use crate::pd::MockPd;
 use crate::schedule::Schedule;
 use crate::script::Script;
@@ -23,8 +23,8 @@ pub struct StageOptions {
     pub etcd: Option<String>,
     /// PD's cluster id.
     pub cluster_id: u64,
-    /// The share (0 to 1) of DDL jobs that enter the history seconds late.
-    pub late_share: f64,
+    /// Which DDL jobs enter the history late.
+    pub lateness: Lateness,
     /// Chooses what a recording leaves open.
     pub seed: u64,
 }
@@ -38,7 +38,7 @@ impl Default for StageOptions {
             status: any(),
             etcd: None,
             cluster_id: 6_800_000_000_000_000_001,
-            late_share: 0.2,
+            lateness: Lateness::default(),
             seed: 1,
         }
     }
@@ -70,7 +70,7 @@ impl Stage {
         let recorded = script.recorded();
         let schedule = Schedule::new(script.entries(), &recorded);
         let cluster = Cluster::playback(options.cluster_id, Playback::new(schedule, recorded, rate));
-        Self::around(cluster, DdlJobs::new(script, options.late_share, options.seed), options).await
+        Self::around(cluster, DdlJobs::new(script, options.lateness, options.seed), options).await
     }
 
     /// For an ordinary cluster with a clock that runs by itself.

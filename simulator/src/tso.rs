@@ -88,29 +88,34 @@ impl PlaybackClock {
         self.last
     }
 
-    /// Gives out `count` consecutive timestamps and returns the last of them.
+    /// Gives out a timestamp.
     ///
     /// `floor`: the newest timestamp that was sent. `bound`: the smallest commit_ts whose prewrite is not yet
     /// acknowledged. `drift`: where the passing of time alone would have brought the clock. Without room between the
     /// two, the greatest that is left below `bound` is given out, again and again: late, but true.
-    pub fn take(&mut self, count: u32, floor: Tso, bound: Option<Tso>, drift: Tso) -> Tso {
+    pub fn take(&mut self, floor: Tso, bound: Option<Tso>, drift: Tso) -> Tso {
+        if let Some(ts) = self.take_run(1, floor, bound, drift) {
+            return ts;
+        }
+        // Not above everything that was sent, then, but as near to it as is true.
+        if let Some(bound) = bound {
+            self.last = self.last.max(self.recorded.free_before(bound));
+        }
+        self.last
+    }
+
+    /// Gives out `count` consecutive timestamps and returns the last of them; `None` while there is no room for so many:
+    /// what could be repeated is one timestamp, and those before it may have been taken by recorded transactions.
+    pub fn take_run(&mut self, count: u32, floor: Tso, bound: Option<Tso>, drift: Tso) -> Option<Tso> {
         let count = u64::from(count.max(1));
         let earliest = self.last.max(floor).next();
         // Time brings the clock only up to the millisecond of the bound, so that there is always room for more questions.
         let drift =
             bound.map_or(drift, |bound| drift.min(Tso::from_parts(bound.physical_ms().saturating_sub(1), 0)));
-        for from in [earliest.max(drift), earliest] {
-            let ts = self.recorded.free_run(from, count);
-            if bound.is_none_or(|bound| ts < bound) {
-                self.last = ts;
-                return ts;
-            }
-        }
-        // Not above everything that was sent, then, but as near to it as is true.
-        if let Some(bound) = bound.filter(|_| count == 1) {
-            self.last = self.last.max(self.recorded.free_before(bound));
-        }
-        self.last
+        let runs = [earliest.max(drift), earliest].map(|from| self.recorded.free_run(from, count));
+        let last = runs.into_iter().find(|ts| bound.is_none_or(|bound| *ts < bound))?;
+        self.last = last;
+        Some(last)
     }
 }
 
@@ -150,22 +155,30 @@ mod tests {
         let base = 500_000 << 18;
         let recorded = Recorded::new([10, 11, 12].map(|n| Tso::new(base + n)).to_vec());
         let mut clock = PlaybackClock::new(recorded);
-        let start = clock.take(1, Tso::ZERO, Some(Tso::new(base + 11)), Tso::ZERO);
+        let start = clock.take(Tso::ZERO, Some(Tso::new(base + 11)), Tso::ZERO);
         assert_eq!(start, Tso::from_parts(499_000, 1));
         // Between 10 (sent) and 11 (its prewrite not yet acknowledged) there is nothing; 9 is the best, and stays it.
         for _ in 0..2 {
             assert_eq!(
-                clock.take(1, Tso::new(base + 10), Some(Tso::new(base + 11)), Tso::ZERO),
+                clock.take(Tso::new(base + 10), Some(Tso::new(base + 11)), Tso::ZERO),
                 Tso::new(base + 9)
             );
         }
-        assert_eq!(
-            clock.take(2, Tso::new(base + 10), Some(Tso::new(base + 11)), Tso::ZERO),
-            Tso::new(base + 9)
-        );
         // 13 is the first that nobody took.
-        assert_eq!(clock.take(1, Tso::new(base + 11), None, Tso::ZERO), Tso::new(base + 13));
-        assert_eq!(clock.take(3, Tso::new(base + 11), None, Tso::ZERO), Tso::new(base + 16));
+        assert_eq!(clock.take(Tso::new(base + 11), None, Tso::ZERO), Tso::new(base + 13));
+        assert_eq!(clock.take_run(3, Tso::new(base + 11), None, Tso::ZERO), Some(Tso::new(base + 16)));
+    }
+
+    /// 10 can be repeated, but 9 and 10 cannot: 9 was taken.
+    #[test]
+    fn a_run_without_room_is_not_given_out() {
+        let at = |n| Tso::new((500_000_u64 << 18) + n);
+        let mut clock = PlaybackClock::new(Recorded::new(vec![at(9), at(11), at(12)]));
+        let ask = |clock: &mut PlaybackClock, count| clock.take_run(count, at(9), Some(at(11)), Tso::ZERO);
+        assert_eq!(clock.take(at(9), Some(at(11)), Tso::ZERO), at(10));
+        assert_eq!(ask(&mut clock, 2), None);
+        assert_eq!((clock.last(), clock.take(at(9), Some(at(11)), Tso::ZERO)), (at(10), at(10)));
+        assert_eq!(clock.take_run(2, at(12), None, Tso::ZERO), Some(at(14)));
     }
 
     #[test]
@@ -173,9 +186,9 @@ mod tests {
         let bound = Tso::from_parts(900_000, 7);
         let mut clock = PlaybackClock::new(Recorded::new(vec![Tso::from_parts(500_000, 0), bound]));
         let late = Tso::from_parts(950_000, 0);
-        assert_eq!(clock.take(1, Tso::ZERO, Some(bound), late), Tso::from_parts(899_999, 0));
-        assert_eq!(clock.take(1, Tso::ZERO, Some(bound), late), Tso::from_parts(899_999, 1));
-        assert_eq!(clock.take(1, Tso::ZERO, None, late), late);
+        assert_eq!(clock.take(Tso::ZERO, Some(bound), late), Tso::from_parts(899_999, 0));
+        assert_eq!(clock.take(Tso::ZERO, Some(bound), late), Tso::from_parts(899_999, 1));
+        assert_eq!(clock.take(Tso::ZERO, None, late), late);
     }
 
     #[test]
@@ -200,17 +213,24 @@ mod tests {
         #[test]
         fn never_lies(
             taken in prop::collection::btree_set(1u64..200, 1..60),
-            steps in prop::collection::vec((0u64..3, 0u64..40, any::<bool>()), 1..60),
+            steps in prop::collection::vec((0u64..3, 0u64..40, any::<bool>(), 2u32..6), 1..60),
         ) {
             let base = 5_000u64 << 18;
             let all: Vec<u64> = taken.iter().map(|n| base + n).collect();
             let mut clock = PlaybackClock::new(Recorded::new(all.iter().map(|n| Tso::new(*n)).collect()));
             let (mut sent, mut last) = (0, clock.last());
-            for (advance, drift, bounded) in steps {
+            for (advance, drift, bounded, count) in steps {
                 sent = (sent + advance as usize).min(all.len());
                 let floor = if sent == 0 { Tso::ZERO } else { Tso::new(all[sent - 1]) };
                 let bound = all.get(sent).filter(|_| bounded || sent < all.len()).map(|n| Tso::new(*n));
-                let ts = clock.take(1, floor, bound, Tso::new(base + drift));
+                let run = clock.take_run(count, floor, bound, Tso::new(base + drift));
+                if let Some(run) = run {
+                    prop_assert!((run.get() - u64::from(count) + 1..=run.get()).all(|ts| !all.contains(&ts)));
+                    prop_assert!(run.get() - u64::from(count) >= last.max(floor).get());
+                    prop_assert!(bound.is_none_or(|bound| run < bound));
+                    last = run;
+                }
+                let ts = clock.take(floor, bound, Tso::new(base + drift));
                 prop_assert!(ts >= last);
                 prop_assert!(!all.contains(&ts.get()));
                 let room_from = floor.max(last).get().max(base - (1000 << 18)) + 1;

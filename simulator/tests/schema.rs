@@ -21,7 +21,7 @@ use node::tidb_status::{StatusError, TidbStatus};
 use node::tls::Security;
 use serde::Deserialize;
 use simulator::catalog::Catalog;
-use simulator::jobs::{DdlJobs, Moment};
+use simulator::jobs::{DdlJobs, Lateness, Moment};
 use simulator::recording::Recording;
 use simulator::schedule::Kind;
 use simulator::script::{Record, Script};
@@ -85,7 +85,7 @@ fn the_schema_follows_every_recorded_state() {
         let recording = Recording::load(&folder).unwrap();
         for checkpoint in &recording.checkpoints {
             let state = state(&folder, &checkpoint.label);
-            let mut jobs = DdlJobs::new(&recording.script, 1.0, 1);
+            let mut jobs = DdlJobs::new(&recording.script, Lateness { share: 1.0, by: None }, 1);
             let begin = jobs.catalog(Moment { now: Tso::ZERO, elapsed: Duration::ZERO });
             assert_eq!(
                 begin.databases().map(|database| database.name.to_string()).collect::<Vec<_>>(),
@@ -142,7 +142,7 @@ fn a_job_is_in_the_history_only_after_its_binlog() {
     let recording = Recording::load(&fixtures().join("ddl")).unwrap();
     let script = recording.script;
     let at = |now: Tso, seconds: u64| Moment { now, elapsed: Duration::from_secs(seconds) };
-    let mut jobs = DdlJobs::new(&script, 0.2, 7);
+    let mut jobs = DdlJobs::new(&script, Lateness::default(), 7);
     assert!(jobs.history(at(Tso::ZERO, 100), None, None).is_empty());
     let mut late = 0;
     for record in ddl_until(&script, Tso::MAX) {
@@ -177,11 +177,54 @@ fn a_job_is_in_the_history_only_after_its_binlog() {
     assert!(jobs.late(at(Tso::MAX, 10)) == late);
 }
 
+/// What end-to-end tests and demo play says nothing of late jobs, and has some.
+#[test]
+fn some_jobs_are_late_unless_told_otherwise() {
+    let options = StageOptions::default();
+    for name in ["shop", "ddl", "random", "keys", "types"] {
+        let script = Recording::load(&fixtures().join(name)).unwrap().script;
+        let mut jobs = DdlJobs::new(&script, options.lateness, options.seed);
+        let mut count = 0;
+        for record in ddl_until(&script, Tso::MAX) {
+            jobs.sent(record.ddl.unwrap().job_id, record.start_ts, Duration::ZERO);
+            count += 1;
+        }
+        let late = |seconds| jobs.late(Moment { now: Tso::MAX, elapsed: Duration::from_secs(seconds) });
+        assert!(late(0) > 0 && late(0) < count / 2, "{name}: {} of {count}", late(0));
+        // Which makes them *seconds* late.
+        assert_eq!((late(1) > 0, late(4)), (true, 0), "{name}");
+    }
+}
+
+/// A job that enters the history when nobody plays any more is in its own row from its binlog on.
+#[test]
+fn a_job_that_is_never_in_the_history_is_in_its_row() {
+    let script = Recording::load(&fixtures().join("ddl")).unwrap().script;
+    let hour = Duration::from_secs(3600);
+    let mut jobs = DdlJobs::new(&script, Lateness { share: 1.0, by: Some(hour) }, 1);
+    let mut ended = BTreeSet::new();
+    for record in ddl_until(&script, Tso::MAX) {
+        jobs.sent(record.ddl.unwrap().job_id, record.start_ts, Duration::ZERO);
+        ended.insert(record.ddl.unwrap().job_id);
+        let at = Moment { now: record.commit_ts.unwrap().0, elapsed: hour - Duration::from_secs(1) };
+        let known = script.jobs().iter().any(|job| job.id == record.ddl.unwrap().job_id);
+        let versions = jobs.versions(at, record.ddl.unwrap().job_id).unwrap();
+        assert_eq!(versions.job(record.start_ts).is_some(), known, "{record:?}");
+        assert!(jobs.history(at, None, None).iter().all(|job| !ended.contains(&job.id)), "{record:?}");
+    }
+    let after = Moment { now: Tso::MAX, elapsed: hour };
+    assert_eq!(jobs.history(after, None, None).len(), script.jobs().len());
+}
+
 #[tokio::test]
 async fn the_status_port_is_found_in_etcd_and_answers_as_tidb() {
     let etcd = Etcd::start().await;
     let script = Arc::new(Recording::load(&fixtures().join("shop")).unwrap().script);
-    let options = StageOptions { etcd: Some(etcd.url.clone()), late_share: 1.0, ..StageOptions::default() };
+    let options = StageOptions {
+        etcd: Some(etcd.url.clone()),
+        lateness: Lateness { share: 1.0, by: None },
+        ..StageOptions::default()
+    };
     let stage = Stage::for_playback(&script, 1.0, &options).await.unwrap();
     let client = etcd_client::Client::connect([stage.pd.url()], None).await.unwrap();
     let tidb = TidbStatus::new(client, &[], &Security::default()).unwrap();

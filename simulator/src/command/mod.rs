@@ -14,6 +14,7 @@ use serde::Serialize;
 pub use console::{Console, Output};
 
 use crate::client::ClientOptions;
+use crate::jobs::Lateness;
 use crate::pumps::{Registration, Strategy};
 use crate::stage::{Stage, StageOptions};
 
@@ -73,9 +74,12 @@ struct StageArgs {
     /// PD's cluster id.
     #[arg(long, value_name = "N", default_value_t = StageOptions::default().cluster_id)]
     cluster_id: u64,
-    /// The share of DDL jobs that enter TiDB's history one to four seconds after their binlog, from 0 to 1.
-    #[arg(long, value_name = "SHARE", default_value_t = StageOptions::default().late_share, value_parser = share)]
+    /// The share of DDL jobs that enter TiDB's history some time after their binlog, from 0 to 1.
+    #[arg(long, value_name = "SHARE", default_value_t = Lateness::default().share, value_parser = share)]
     late_share: f64,
+    /// How long after; longer than the playback means never [default: one to four seconds].
+    #[arg(long, value_name = "DURATION")]
+    late_by: Option<node::config::HumanDuration>,
     /// Chooses what a recording leaves open: late jobs, moments at which locks appear, silent ends.
     #[arg(long, value_name = "N", default_value_t = StageOptions::default().seed)]
     seed: u64,
@@ -97,7 +101,10 @@ impl StageArgs {
             status: self.status_listen.clone(),
             etcd: self.etcd.clone(),
             cluster_id: self.cluster_id,
-            late_share: self.late_share,
+            lateness: Lateness {
+                share: self.late_share,
+                by: self.late_by.map(node::config::HumanDuration::get),
+            },
             seed: self.seed,
         }
     }
