@@ -45,13 +45,13 @@ impl Follower {
         }
     }
 
-    /// Waits until a topic is there. A first attach waits for ever (the drainer may not have begun), a resume does not.
+    /// Waits until a topic is there. Before anything was taken from the feed, for ever (the drainer may not have begun).
     pub(super) fn await_topic(&mut self, topic: &str) -> Result<(), Stop> {
         let since = Instant::now();
         loop {
             match self.ask(topic, |reader| reader.partitions(topic))? {
                 1 => return Ok(()),
-                0 if matches!(self.start, Start::Resume(_)) && since.elapsed() >= REPORT => {
+                0 if self.position.is_some() && since.elapsed() >= REPORT => {
                     return Err(ReadError::NoTopic { topic: topic.to_owned(), partition: ONLY }.into());
                 }
                 0 => {
