@@ -39,7 +39,7 @@ pub async fn log(settings: ClientConfig, topic: &str) -> Result<Log> {
 pub async fn aborted_rows(settings: ClientConfig, topic: &str) -> Result<usize> {
     let topic = topic.to_owned();
     tokio::task::spawn_blocking(move || {
-        let topics = row_topics(&commits(&settings, &topic)?);
+        let topics = row_topics(&commit_stream(&settings, &topic)?);
         let mut counts = [0_usize; 2];
         for (count, isolation) in counts.iter_mut().zip(["read_committed", "read_uncommitted"]) {
             fetch(&settings, &topics, isolation, &Ends::new(), |_| {
@@ -52,8 +52,14 @@ pub async fn aborted_rows(settings: ClientConfig, topic: &str) -> Result<usize> 
     .await?
 }
 
+/// Reads `<topic>.commits` alone.
+pub async fn commits(settings: ClientConfig, topic: &str) -> Result<Vec<Commit>> {
+    let topic = topic.to_owned();
+    tokio::task::spawn_blocking(move || commit_stream(&settings, &topic)).await?
+}
+
 fn whole_log(settings: &ClientConfig, topic: &str) -> Result<Log> {
-    let commits = commits(settings, topic)?;
+    let commits = commit_stream(settings, topic)?;
     let mut rows = Vec::new();
     fetch(settings, &row_topics(&commits), "read_committed", &named_ends(&commits), |message| {
         rows.push(row(message)?);
@@ -74,7 +80,7 @@ fn whole_log(settings: &ClientConfig, topic: &str) -> Result<Log> {
     Ok(Log { commits, rows, schema_keys })
 }
 
-fn commits(settings: &ClientConfig, topic: &str) -> Result<Vec<Commit>> {
+fn commit_stream(settings: &ClientConfig, topic: &str) -> Result<Vec<Commit>> {
     let mut commits = Vec::new();
     fetch(
         settings,

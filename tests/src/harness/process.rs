@@ -3,6 +3,7 @@
 use std::{
     ffi::{OsStr, OsString},
     fs::File,
+    io::{Read as _, Seek as _, SeekFrom},
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -18,7 +19,7 @@ use nix::{
 };
 use tokio::process::{Child, Command};
 
-use super::scratch::Scratch;
+use super::scratch::{Leash, Scratch};
 
 /// How long anything may take to become ready or to stop. Long, because it is no measurement: a machine with all its cores
 /// busy must not fail a test.
@@ -35,7 +36,7 @@ pub struct Program {
     args: Vec<OsString>,
     envs: Vec<(String, String)>,
     log: PathBuf,
-    outlives_us: bool,
+    leash: Option<Leash>,
 }
 
 impl Program {
@@ -48,7 +49,7 @@ impl Program {
             args: Vec::new(),
             envs: Vec::new(),
             log,
-            outlives_us: scratch.is_lasting(),
+            leash: scratch.leash().cloned(),
         }
     }
 
@@ -83,7 +84,7 @@ impl Program {
             .open(&self.log)
             .with_context(|| format!("open {}", self.log.display()))?;
         // `setpriv` ties its life to ours, `setsid` cuts it loose; both become the program, so the process id is its own.
-        let mut command = if self.outlives_us {
+        let mut command = if self.leash.is_some() {
             Command::new("setsid")
         } else {
             let mut command = Command::new("setpriv");
@@ -91,6 +92,7 @@ impl Program {
             command.args(["--pdeathsig", "KILL", "--"]).process_group(0);
             command
         };
+        let log_from = log.metadata().with_context(|| format!("look at {}", self.log.display()))?.len();
         let child = command
             .arg(&self.path)
             .args(&self.args)
@@ -100,15 +102,17 @@ impl Program {
             .stderr(log)
             .spawn()
             .with_context(|| format!("start {} ({})", self.name, self.path.display()))?;
-        Ok(Process { program: self.clone(), child })
+        Ok(Process { program: self.clone(), child, log_from })
     }
 }
 
-/// A running child; dropped, it is killed and reaped, unless its [`Scratch`] is a lasting one.
+/// A running child; dropped, it is killed and reaped, unless its [`Scratch`] was let go.
 #[derive(Debug)]
 pub struct Process {
     program: Program,
     child: Child,
+    /// Length of the log when it was started: what lies before was written by its predecessors.
+    log_from: u64,
 }
 
 impl Process {
@@ -132,9 +136,16 @@ impl Process {
         self.child.try_wait().with_context(|| format!("look at {}", self.program.name))
     }
 
-    /// Everything it has written.
+    /// Everything it has written itself; nothing of whoever ran under its name before.
     pub fn log_text(&self) -> String {
-        std::fs::read(&self.program.log)
+        let own = || -> std::io::Result<Vec<u8>> {
+            let mut log = File::open(&self.program.log)?;
+            log.seek(SeekFrom::Start(self.log_from))?;
+            let mut bytes = Vec::new();
+            log.read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        own()
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
             .unwrap_or_else(|error| format!("({}: {error})", self.program.log.display()))
     }
@@ -211,7 +222,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if self.program.outlives_us {
+        if self.program.leash.as_ref().is_some_and(Leash::is_off) {
             return;
         }
         // Its folder is about to go: wait until the kernel is done with it. An error means that it was reaped already.
@@ -234,5 +245,24 @@ pub async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Resul
             bail!("waited {PATIENCE:?} in vain for {what}");
         }
         tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a predecessor wrote into the same log proves nothing about its successor.
+    #[tokio::test]
+    async fn a_log_begins_at_the_start() -> Result<()> {
+        let scratch = Scratch::new("log")?;
+        let program = Program::new("says", "sh", &scratch).args(["-c", "echo \"I am $0\""]);
+        let mut first = program.clone().arg("the first").start()?;
+        first.wait(PATIENCE).await?;
+        let mut second = program.arg("the second").start()?;
+        second.wait(PATIENCE).await?;
+        assert_eq!(second.log_text(), "I am the second\n");
+        assert_eq!(first.log_text(), "I am the first\nI am the second\n");
+        Ok(())
     }
 }

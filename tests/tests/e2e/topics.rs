@@ -1,15 +1,28 @@
 //! Somebody touches the topics. Whoever would have to skip something stops, with the topic and the range.
+//!
+//! Every sentence is looked for in what the process wrote since its start, and its numbers come from the log as a plain
+//! consumer read it before anything was touched.
+
+use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{
-    harness::{kafka::Kafka, process::eventually, site::Speed},
+    checker::{self, Log},
+    harness::{
+        kafka::Kafka,
+        process::{Process, eventually},
+        site::{Format, Speed},
+    },
     recording::Checkpoint,
 };
+use mysql_async::prelude::Queryable as _;
+use nix::sys::signal::Signal;
 use rdkafka::{
     Offset, TopicPartitionList,
     admin::{AdminOptions, NewTopic, TopicReplication},
     consumer::{BaseConsumer, Consumer as _},
 };
+use schemas::sluice::v1::{PartitionRange, commit_record::Body};
 
 use crate::cast::{Cast, ends_badly, ends_well};
 
@@ -17,40 +30,83 @@ use crate::cast::{Cast, ends_badly, ends_well};
 const PARTITIONS: i32 = 8;
 
 /// A site where the drainer has written everything and was stopped, while `apply-mysql` stands at the first recorded moment.
-async fn with_a_stopped_consumer(name: &str) -> Result<Cast> {
-    let mut cast = Cast::begin(name, "shop", Speed::Max).await?;
-    let first = first(&cast);
-    cast.apply_until(first.commit_ts).await?;
-    cast.verify_log().await?;
-    cast.drainer.1.signal(nix::sys::signal::Signal::SIGTERM)?;
-    ends_well(&mut cast.drainer.1).await?;
-    Ok(cast)
+struct Stopped {
+    cast: Cast,
+    rows: String,
+    commits: String,
+    /// What the topics held then.
+    log: Log,
+    /// The offset in the commit stream at which `apply-mysql` will go on.
+    position: i64,
+}
+
+impl Stopped {
+    async fn new(name: &str) -> Result<Self> {
+        let mut cast = Cast::begin(name, "shop", Speed::Max).await?;
+        let first = first(&cast);
+        cast.apply_until(first.commit_ts).await?;
+        cast.verify_log().await?;
+        cast.drainer.1.signal(Signal::SIGTERM)?;
+        ends_well(&mut cast.drainer.1).await?;
+        let mut session = cast.site.mariadb.connect().await?;
+        let position = session
+            .query_first("SELECT commits_offset FROM sluice_meta.progress")
+            .await?
+            .context("apply-mysql stored no progress")?;
+        session.disconnect().await?;
+        let rows = cast.site.topic().to_owned();
+        let log = checker::read::log(cast.site.kafka.client(), &rows).await?;
+        Ok(Self { commits: format!("{rows}.commits"), cast, rows, log, position })
+    }
+
+    fn kafka(&self) -> &Kafka {
+        &self.cast.site.kafka
+    }
+
+    /// `apply-mysql` goes on and has to stop with this sentence; MariaDB stays where it was.
+    async fn consumer_stops_saying(&self, sentence: &str) -> Result<()> {
+        let end = self.cast.site.recording().end().commit_ts.to_string();
+        let mut apply = self.cast.site.apply()?.with(&["--until-commit-ts", &end]).program.start()?;
+        stops_saying(&mut apply, sentence).await?;
+        self.cast.compare_with(&first(&self.cast)).await
+    }
+
+    /// The drainer is started again and has to stop with this sentence.
+    async fn drainer_stops_saying(&self, sentence: &str) -> Result<()> {
+        stops_saying(&mut self.cast.drainer.0.program.start()?, sentence).await
+    }
+
+    /// The ranges of the row topic that `apply-mysql` reads from where it stands, in the order in which it does.
+    fn wanted(&self) -> impl Iterator<Item = &PartitionRange> {
+        let from = self.log.commits.iter().filter(|commit| commit.offset >= self.position);
+        from.flat_map(|commit| ranges(commit.record.body.as_ref()))
+    }
+
+    /// The least partition of the row topic that holds anything, and the last offset that the commit stream names in it.
+    fn least(&self) -> Result<(i32, i64)> {
+        let all = || self.log.commits.iter().flat_map(|commit| ranges(commit.record.body.as_ref()));
+        let partition = all().map(|range| range.partition).min().context("no rows")?;
+        let last = all().filter(|range| range.partition == partition).map(|range| range.last).max();
+        Ok((partition, last.context("no rows")?))
+    }
+}
+
+fn ranges(body: Option<&Body>) -> &[PartitionRange] {
+    match body {
+        Some(Body::Txns(txns)) => &txns.ranges,
+        Some(Body::Part(part)) => &part.ranges,
+        _ => &[],
+    }
 }
 
 fn first(cast: &Cast) -> Checkpoint {
     cast.site.recording().checkpoints()[0].clone()
 }
 
-/// `apply-mysql` goes on and has to stop, naming what is asked of it; MariaDB stays where it was.
-async fn consumer_stops_saying(cast: &Cast, words: &[&str]) -> Result<()> {
-    let end = cast.site.recording().end().commit_ts.to_string();
-    let mut apply = cast.site.apply()?.with(&["--until-commit-ts", &end]).program.start()?;
-    let log = ends_badly(&mut apply).await?;
-    says(&log, words)?;
-    cast.compare_with(&first(cast)).await
-}
-
-/// The drainer is started again and has to stop, naming what is asked of it.
-async fn drainer_stops_saying(cast: &Cast, words: &[&str]) -> Result<()> {
-    let mut drainer = cast.drainer.0.program.start()?;
-    let log = ends_badly(&mut drainer).await?;
-    says(&log, words)
-}
-
-fn says(log: &str, words: &[&str]) -> Result<()> {
-    for word in words {
-        ensure!(log.contains(word), "nothing says {word:?} in\n{log}");
-    }
+/// Waits for a process that is to stop with this sentence.
+async fn stops_saying(process: &mut Process, sentence: &str) -> Result<()> {
+    let log = ends_badly(process).await?;
+    ensure!(log.contains(sentence), "{} does not say\n{sentence}\nin\n{log}", process.name());
     Ok(())
 }
 
@@ -74,12 +130,17 @@ async fn trim(kafka: &Kafka, topic: &str, partition: i32, offset: i64) -> Result
     Ok(())
 }
 
-/// Deletes a topic and makes an empty one of the same name and settings.
-async fn recreate(kafka: &Kafka, topic: &str, partitions: i32) -> Result<()> {
-    let admin = kafka.admin()?;
-    for outcome in admin.delete_topics(&[topic], &AdminOptions::new()).await? {
+async fn delete(kafka: &Kafka, topic: &str) -> Result<()> {
+    for outcome in kafka.admin()?.delete_topics(&[topic], &AdminOptions::new()).await? {
         outcome.map_err(|(topic, code)| anyhow::anyhow!("delete {topic}: {code}"))?;
     }
+    Ok(())
+}
+
+/// Deletes a topic and makes an empty one of the same name and settings.
+async fn recreate(kafka: &Kafka, topic: &str, partitions: i32) -> Result<()> {
+    delete(kafka, topic).await?;
+    let admin = kafka.admin()?;
     let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1))
         .set("message.timestamp.type", "LogAppendTime")
         .set("retention.ms", "-1")
@@ -107,48 +168,202 @@ async fn fullest(cast: &Cast) -> Result<(i32, i64)> {
 
 #[tokio::test]
 async fn a_recreated_row_topic_stops_drainer_and_consumer() -> Result<()> {
-    let cast = with_a_stopped_consumer("recreated-rows").await?;
-    let topic = cast.site.topic().to_owned();
-    recreate(&cast.site.kafka, &topic, PARTITIONS).await?;
-    consumer_stops_saying(&cast, &[&topic, "offset"]).await?;
-    drainer_stops_saying(&cast, &[&topic]).await
+    let site = Stopped::new("recreated-rows").await?;
+    recreate(site.kafka(), &site.rows, PARTITIONS).await?;
+    let PartitionRange { partition, first, .. } = site.wanted().next().context("nothing is left to apply")?;
+    site.consumer_stops_saying(&format!(
+        "{} partition {partition} ends at offset 0, but offset {first} was there before: the topic lost records or was made anew",
+        site.rows
+    ))
+    .await?;
+    let (partition, last) = site.least()?;
+    site.drainer_stops_saying(&format!(
+        "topic {} partition {partition} ends at offset 0, but the commit stream names offset {last} in it: the topic was deleted \
+         and created again, or truncated. Offsets 0 to {last} are lost",
+        site.rows
+    ))
+    .await
+}
+
+#[tokio::test]
+async fn a_deleted_row_topic_stops_drainer_and_consumer() -> Result<()> {
+    let site = Stopped::new("deleted-rows").await?;
+    delete(site.kafka(), &site.rows).await?;
+    let partition = site.wanted().next().context("nothing is left to apply")?.partition;
+    site.consumer_stops_saying(&format!(
+        "topic {} does not exist (any more), or has no partition {partition}",
+        site.rows
+    ))
+    .await?;
+    let (partition, last) = site.least()?;
+    site.drainer_stops_saying(&format!(
+        "topic {} partition {partition} ends at offset none, but the commit stream names offset {last} in it",
+        site.rows
+    ))
+    .await
 }
 
 #[tokio::test]
 async fn rows_trimmed_past_a_stopped_consumer_stop_it() -> Result<()> {
-    let cast = with_a_stopped_consumer("trimmed-rows").await?;
-    let topic = cast.site.topic().to_owned();
-    let (partition, end) = fullest(&cast).await?;
-    trim(&cast.site.kafka, &topic, partition, end).await?;
-    consumer_stops_saying(&cast, &[&topic, &partition.to_string(), &end.to_string()]).await
+    let site = Stopped::new("trimmed-rows").await?;
+    let (partition, end) = fullest(&site.cast).await?;
+    let mut wanted = site.wanted();
+    let first = wanted.find(|range| range.partition == partition).context("it is not read any more")?.first;
+    trim(site.kafka(), &site.rows, partition, end).await?;
+    site.consumer_stops_saying(&format!(
+        "{} partition {partition} begins at offset {end}, but offsets {first}..={} are needed: they were deleted",
+        site.rows,
+        end - 1
+    ))
+    .await
 }
 
 #[tokio::test]
 async fn commits_trimmed_past_a_stopped_consumer_stop_it() -> Result<()> {
-    let cast = with_a_stopped_consumer("trimmed-commits").await?;
-    let commits = format!("{}.commits", cast.site.topic());
-    let (_, end) = bounds(&cast.site.kafka, &commits, 0).await?;
-    trim(&cast.site.kafka, &commits, 0, end - 1).await?;
-    consumer_stops_saying(&cast, &[&commits, &(end - 1).to_string()]).await
+    let site = Stopped::new("trimmed-commits").await?;
+    let (_, end) = bounds(site.kafka(), &site.commits, 0).await?;
+    trim(site.kafka(), &site.commits, 0, end - 1).await?;
+    site.consumer_stops_saying(&format!(
+        "{} partition 0 begins at offset {}, but offsets {}..={} are needed: they were deleted",
+        site.commits,
+        end - 1,
+        site.position,
+        end - 2
+    ))
+    .await
 }
 
 #[tokio::test]
 async fn an_emptied_commit_stream_stops_drainer_and_consumer() -> Result<()> {
-    let cast = with_a_stopped_consumer("emptied-commits").await?;
-    let commits = format!("{}.commits", cast.site.topic());
-    let (_, end) = bounds(&cast.site.kafka, &commits, 0).await?;
-    trim(&cast.site.kafka, &commits, 0, end).await?;
-    consumer_stops_saying(&cast, &[&commits]).await?;
-    drainer_stops_saying(&cast, &[&commits]).await
+    let site = Stopped::new("emptied-commits").await?;
+    let (_, end) = bounds(site.kafka(), &site.commits, 0).await?;
+    trim(site.kafka(), &site.commits, 0, end).await?;
+    site.consumer_stops_saying(&format!(
+        "{} partition 0 was emptied: it holds no record, and its next offset is {end}",
+        site.commits
+    ))
+    .await?;
+    site.drainer_stops_saying(&format!(
+        "the commit stream {} was emptied: its first {end} offsets are gone and nothing follows",
+        site.commits
+    ))
+    .await
 }
 
 #[tokio::test]
 async fn a_recreated_commit_stream_stops_drainer_and_consumer() -> Result<()> {
-    let cast = with_a_stopped_consumer("recreated-commits").await?;
-    let commits = format!("{}.commits", cast.site.topic());
-    recreate(&cast.site.kafka, &commits, 1).await?;
-    consumer_stops_saying(&cast, &[&commits]).await?;
-    drainer_stops_saying(&cast, &[&commits]).await
+    let site = Stopped::new("recreated-commits").await?;
+    recreate(site.kafka(), &site.commits, 1).await?;
+    site.consumer_stops_saying(&format!(
+        "{} partition 0 ends at offset 0, but offset {} was there before",
+        site.commits,
+        site.position - 1
+    ))
+    .await?;
+    site.drainer_stops_saying(&format!(
+        "the commit stream {0} is empty, but the schema topic {1}.schema is not: {0} was emptied or made anew",
+        site.commits, site.rows
+    ))
+    .await
+}
+
+#[tokio::test]
+async fn a_deleted_commit_stream_stops_drainer_and_consumer() -> Result<()> {
+    let site = Stopped::new("deleted-commits").await?;
+    let schema = format!("{}.schema", site.rows);
+    delete(site.kafka(), &site.commits).await?;
+    site.consumer_stops_saying(&format!(
+        "topic {} does not exist (any more), or has no partition 0",
+        site.commits
+    ))
+    .await?;
+    site.drainer_stops_saying(&format!(
+        "the commit stream {} is empty, but the schema topic {schema} is not",
+        site.commits
+    ))
+    .await
+}
+
+#[tokio::test]
+async fn a_deleted_schema_topic_stops_drainer_and_consumer() -> Result<()> {
+    let site = Stopped::new("deleted-schema").await?;
+    let schema = format!("{}.schema", site.rows);
+    delete(site.kafka(), &schema).await?;
+    site.consumer_stops_saying(&format!("topic {schema} does not exist (any more), or has no partition 0"))
+        .await?;
+    site.drainer_stops_saying(&format!(
+        "topic {schema} is gone, though the feed has begun: its records are lost"
+    ))
+    .await
+}
+
+/// Under way: the row topic goes and is there again, empty, before the drainer writes the next rows.
+#[tokio::test]
+async fn a_row_topic_recreated_under_a_running_drainer_stops_it() -> Result<()> {
+    let mut cast = Cast::begin("recreated-running", "shop", Speed::Times(0.5)).await?;
+    cast.await_share(0.4).await?;
+    let topic = cast.site.topic().to_owned();
+    recreate(&cast.site.kafka, &topic, PARTITIONS).await?;
+    let log = ends_badly(&mut cast.drainer.1).await?;
+    let commits = checker::read::commits(cast.site.kafka.client(), &topic).await?;
+    let ends: BTreeMap<i32, i64> = commits
+        .iter()
+        .flat_map(|commit| ranges(commit.record.body.as_ref()))
+        .map(|range| (range.partition, range.last))
+        .collect();
+    // New rows got offsets that the commit stream names already, or no place at all; which, is a matter of moments.
+    let says = |(partition, last): (&i32, &i64)| {
+        log.contains(&format!(
+            "offsets of {topic}[{partition}] go back: the commit stream names offset {last}, new records got "
+        )) || log.contains(&format!("topic {topic} partition {partition} ends at offset "))
+            && log.contains(&format!(
+                "but the commit stream names offset {last} in it: the topic was deleted and created again"
+            ))
+    };
+    ensure!(ends.iter().any(says), "{ends:?} is named, but the drainer says\n{log}");
+    Ok(())
+}
+
+/// Nobody takes a commit stream that vanishes for one that has nothing to say.
+#[tokio::test]
+async fn a_commit_stream_deleted_under_running_processes_stops_them() -> Result<()> {
+    let mut cast = Cast::begin("deleted-running", "shop", Speed::Times(0.5)).await?;
+    let mut apply = cast.site.apply()?.program.start()?;
+    let mut export = cast.site.export(Format::Jsonl)?.program.start()?;
+    cast.await_share(0.4).await?;
+    let topic = cast.site.topic().to_owned();
+    let commits = format!("{topic}.commits");
+    delete(&cast.site.kafka, &commits).await?;
+    let sentence = format!("topic {commits} does not exist (any more), or has no partition 0");
+    stops_saying(&mut apply, &sentence).await?;
+    stops_saying(&mut export, &sentence).await?;
+    let sentence =
+        format!("the commit stream {commits} is empty, but the schema topic {topic}.schema is not");
+    stops_saying(&mut cast.drainer.1, &sentence).await
+}
+
+/// A consumer that was held up (here: by SIGSTOP) while rows that it had yet to read were deleted.
+#[tokio::test]
+async fn rows_trimmed_past_a_running_consumer_stop_it() -> Result<()> {
+    let cast = Cast::begin("trimmed-running", "shop", Speed::Times(2.0)).await?;
+    let mut apply = cast.site.apply()?.program.start()?;
+    cast.await_share(0.3).await?;
+    apply.signal(Signal::SIGSTOP)?;
+    cast.await_share(1.0).await?;
+    cast.verify_log().await?;
+    let (partition, end) = fullest(&cast).await?;
+    trim(&cast.site.kafka, cast.site.topic(), partition, end).await?;
+    apply.signal(Signal::SIGCONT)?;
+    let log = ends_badly(&mut apply).await?;
+    // Where it was when it was held up is the scheduler's choice.
+    let sentence = log.split_once(&format!(
+        "{} partition {partition} begins at offset {end}, but offsets ",
+        cast.site.topic()
+    ));
+    let (first, rest) = sentence.and_then(|(_, rest)| rest.split_once("..=")).with_context(|| log.clone())?;
+    ensure!((0..end).contains(&first.parse()?), "{log}");
+    ensure!(rest.starts_with(&format!("{} are needed: they were deleted", end - 1)), "{log}");
+    cast.finish().await
 }
 
 /// Rows that every consumer has passed may go: nobody is stopped by that.
