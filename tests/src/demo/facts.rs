@@ -211,6 +211,7 @@ pub(super) fn leave_running(site: &Site, running: &Running, screen: &Screen) -> 
         .collect();
     let stop = site.folder().join("stop.sh");
     fs::write(&stop, format!("kill -9 {}\nrm -rf {folder}\n", pids.join(" ")))?;
+    site.let_go();
     let tools = kafka::home()?.display().to_string();
     screen.heading("Everything is still running; look around");
     let hints = [

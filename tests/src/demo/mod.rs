@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     checker,
@@ -48,11 +49,16 @@ struct Running {
     simulator: Process,
 }
 
-/// Runs the demo. True: MariaDB equals the recorded state and the log adds up.
+/// Runs the demo. True: MariaDB equals the recorded state and the log adds up. An error or a signal ends everything that
+/// was started and removes its folder, whether it was to stay or not.
 pub async fn run(options: Options) -> Result<bool> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
     tokio::select! {
         outcome = story(&options) => outcome,
         _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+        _ = terminate.recv() => bail!("terminated"),
+        _ = hang_up.recv() => bail!("the terminal is gone"),
     }
 }
 

@@ -1,36 +1,51 @@
 //! A temporary folder per test or demo, and where prepared software is cached.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use anyhow::{Context as _, Result, bail};
 
-/// A temporary folder and what is started in it. Both end with this value, unless it is a lasting one.
+/// A temporary folder and what is started in it. Both end with this value, unless it was let go.
 #[derive(Debug)]
 pub struct Scratch {
     path: PathBuf,
-    lasting: bool,
-    /// Removes the folder when dropped.
-    _guard: Option<tempfile::TempDir>,
+    leash: Option<Leash>,
+    /// `SLUICE_KEEP_TMP` is set: the folder stays for a look at the logs, whatever happens.
+    folder_stays: bool,
+}
+
+/// What ties processes that can outlive us to us: an error or a signal ends them all the same, until [`Scratch::let_go`].
+#[derive(Clone, Debug, Default)]
+pub struct Leash(Arc<AtomicBool>);
+
+impl Leash {
+    /// Whether they may stay.
+    pub fn is_off(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl Scratch {
     /// A new folder `/tmp/sluice-<name>-…`. `SLUICE_KEEP_TMP` set: it stays for a look at the logs.
     pub fn new(name: &str) -> Result<Self> {
-        let dir = Self::create(name)?;
-        if std::env::var_os("SLUICE_KEEP_TMP").is_some() {
-            return Ok(Self { path: dir.keep(), lasting: false, _guard: None });
-        }
-        Ok(Self { path: dir.path().to_owned(), lasting: false, _guard: Some(dir) })
+        Self::create(name, None)
     }
 
-    /// A folder that stays, and whose processes outlive this one.
+    /// One whose folder and processes can outlive this process: they do once they are let go.
     pub fn lasting(name: &str) -> Result<Self> {
-        Ok(Self { path: Self::create(name)?.keep(), lasting: true, _guard: None })
+        Self::create(name, Some(Leash::default()))
     }
 
-    fn create(name: &str) -> Result<tempfile::TempDir> {
+    fn create(name: &str, leash: Option<Leash>) -> Result<Self> {
         let prefix = format!("sluice-{name}-");
-        tempfile::Builder::new().prefix(&prefix).tempdir().context("create a temporary folder")
+        let dir = tempfile::Builder::new().prefix(&prefix).tempdir().context("create a temporary folder")?;
+        let folder_stays = std::env::var_os("SLUICE_KEEP_TMP").is_some();
+        Ok(Self { path: dir.keep(), leash, folder_stays })
     }
 
     /// The folder.
@@ -38,9 +53,25 @@ impl Scratch {
         &self.path
     }
 
-    /// Whether folder and processes stay.
-    pub fn is_lasting(&self) -> bool {
-        self.lasting
+    /// Of a lasting one, what its processes hang on.
+    pub fn leash(&self) -> Option<&Leash> {
+        self.leash.as_ref()
+    }
+
+    /// Folder and processes of a lasting one stay from now on.
+    pub fn let_go(&self) {
+        if let Some(leash) = &self.leash {
+            leash.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if !self.folder_stays && !self.leash.as_ref().is_some_and(Leash::is_off) {
+            // Whoever still writes into it was killed before; what cannot be removed is only a temporary folder.
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
     }
 }
 

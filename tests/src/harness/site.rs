@@ -100,6 +100,7 @@ pub struct Site {
     apply: String,
     export: String,
     recording: Recording,
+    upstream: Vec<String>,
     // Last, so that the processes above are gone before it is removed.
     scratch: Scratch,
 }
@@ -171,6 +172,7 @@ impl Site {
             apply: ports::free_address()?,
             export: ports::free_address()?,
             recording: recording.clone(),
+            upstream: Vec::new(),
             scratch,
         })
     }
@@ -178,6 +180,11 @@ impl Site {
     /// Where everything of this site is: data, configurations, logs.
     pub fn folder(&self) -> &Path {
         self.scratch.path()
+    }
+
+    /// Folder and processes stay when this value goes, if the folder is a lasting one.
+    pub fn let_go(&self) {
+        self.scratch.let_go();
     }
 
     /// The row topic.
@@ -222,7 +229,14 @@ impl Site {
             .args(["--etcd", &format!("http://{}", self.etcd.address())])
             .args(["--listen", &self.pd, "--tikv-listen", &self.tikv, "--status-listen", &self.tidb_status])
             .args(["--wait-pumps", &self.pumps.len().to_string(), "--speed", &speed])
-            .args(["--output", "json"]))
+            .args(["--output", "json"])
+            .args(&self.upstream))
+    }
+
+    /// The same site with more arguments for the simulator.
+    pub fn with_upstream(mut self, args: &[&str]) -> Self {
+        self.upstream.extend(args.iter().map(|arg| (*arg).to_owned()));
+        self
     }
 
     /// Starts the simulator and waits until its PD answers.

@@ -1,5 +1,4 @@
-//! Rules of the house that only a program keeps: which crate may use which, how long a file may be, what the container
-//! set-up looks like.
+//! Rules of the house that only a program keeps: which crate may use which, how long a file may be, what the pages name.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default()).join("..")
 }
 
@@ -84,98 +83,6 @@ fn source_files_stay_short() -> Result<()> {
     Ok(())
 }
 
-/// The compose command of this machine: the plugin, else Debian's older program.
-fn compose() -> Option<Vec<&'static str>> {
-    [vec!["docker", "compose"], vec!["docker-compose"]].into_iter().find(|command| {
-        let asked = Command::new(command[0]).args(&command[1..]).arg("version").output();
-        asked.is_ok_and(|output| output.status.success())
-    })
-}
-
-#[test]
-fn both_compose_profiles_are_valid() -> Result<()> {
-    let command =
-        compose().context("neither `docker compose` nor `docker-compose` is there: run `make setup-test`")?;
-    for (profile, services) in [
-        (
-            "full",
-            [
-                "tidb",
-                "tikv",
-                "pd",
-                "pump-0",
-                "pump-1",
-                "drainer-kafka",
-                "kafka",
-                "standby",
-                "apply-mysql",
-                "export-files",
-            ],
-        ),
-        (
-            "lite",
-            [
-                "tidb-sim",
-                "etcd",
-                "mariadb",
-                "lite-pump-0",
-                "lite-pump-1",
-                "lite-drainer-kafka",
-                "kafka",
-                "lite-apply-mysql",
-                "lite-export-files",
-                "lite-export-files",
-            ],
-        ),
-    ] {
-        let output = Command::new(command[0])
-            .args(&command[1..])
-            .args(["--profile", profile, "config"])
-            .current_dir(root())
-            .output()?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        ensure!(output.status.success(), "profile {profile}: {}", String::from_utf8_lossy(&output.stderr));
-        for service in services {
-            ensure!(
-                text.lines().any(|line| line == format!("  {service}:")),
-                "profile {profile} has no service {service}"
-            );
-        }
-    }
-    Ok(())
-}
-
-#[test]
-fn compose_pins_images_and_binds_loopback_only() -> Result<()> {
-    let text = std::fs::read_to_string(root().join("docker-compose.yml"))?;
-    let (mut images, mut ports) = (0, 0);
-    for line in text.lines().map(str::trim) {
-        if let Some(image) = line.strip_prefix("image: ") {
-            images += 1;
-            let (_, tag) = image.rsplit_once(':').with_context(|| format!("{image} has no version"))?;
-            ensure!(
-                image == "sluice:dev" || tag.contains(|c: char| c.is_ascii_digit()),
-                "{image}: a floating version"
-            );
-        }
-        if let Some(list) = line.strip_prefix("ports: ") {
-            for port in list.trim_matches(['[', ']']).split(", ") {
-                ports += 1;
-                ensure!(port.starts_with("\"127.0.0.1:"), "port {port} is open to the network");
-            }
-        }
-    }
-    ensure!(images >= 8 && ports >= 5, "{images} images, {ports} ports: is this looking at the right place?");
-    for mounted in text.lines().filter_map(|line| line.split_once("./deploy/compose/")) {
-        let file = mounted.1.split(':').next().unwrap_or_default();
-        ensure!(
-            root().join("deploy/compose").join(file).is_file(),
-            "deploy/compose/{file} is mounted but not there"
-        );
-    }
-    Ok(())
-}
-
 /// Loads and validates every example as its service would.
 #[test]
 fn every_example_configuration_loads() -> Result<()> {
@@ -207,19 +114,27 @@ fn every_example_configuration_loads() -> Result<()> {
 /// A page that says what is tested where must not outlive the test.
 #[test]
 fn tests_named_in_the_documentation_exist() -> Result<()> {
-    let page = std::fs::read_to_string(root().join("docs/fidelity.md"))?;
+    let output = Command::new("git")
+        .args(["ls-files", "-co", "--exclude-standard", "*.md"])
+        .current_dir(root())
+        .output()?;
+    ensure!(output.status.success(), "git ls-files: {}", String::from_utf8_lossy(&output.stderr));
     let mut named = BTreeSet::new();
-    for quoted in page.split('`').skip(1).step_by(2) {
-        if let Some((file, test)) = quoted.split_once(".rs::") {
-            named.insert((format!("{file}.rs"), test.to_owned()));
+    for page in String::from_utf8(output.stdout)?.lines() {
+        // A page deleted and not yet committed is listed still.
+        let Ok(text) = std::fs::read_to_string(root().join(page)) else { continue };
+        for quoted in text.split('`').skip(1).step_by(2) {
+            if let Some((file, test)) = quoted.split_once(".rs::") {
+                named.insert((page.to_owned(), format!("{file}.rs"), test.to_owned()));
+            }
         }
     }
-    ensure!(named.len() > 15, "only {} tests named: is this looking at the right page?", named.len());
-    for (file, test) in named {
-        let text = std::fs::read_to_string(root().join(&file)).with_context(|| file.clone())?;
+    ensure!(named.len() > 15, "only {} tests named: is this looking at the right pages?", named.len());
+    for (page, file, test) in named {
+        let text = std::fs::read_to_string(root().join(&file))
+            .with_context(|| format!("{page} names {file}::{test}"))?;
         let place = text.find(&format!("fn {test}("));
-        let place =
-            place.with_context(|| format!("docs/fidelity.md names {file}::{test}, which is not there"))?;
+        let place = place.with_context(|| format!("{page} names {file}::{test}, which is not there"))?;
         let above: Vec<&str> = text[..place].lines().rev().take(4).collect();
         let is_test = above.iter().any(|line| line.contains("#[test]") || line.contains("#[tokio::test"));
         ensure!(is_test || text[..place].contains("proptest!"), "{file}::{test} is no test");

@@ -2,7 +2,9 @@
 
 mod bad_input;
 mod cast;
+mod compose;
 mod crash;
+mod demo;
 mod exports;
 mod house;
 mod instruments;
