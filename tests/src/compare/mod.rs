@@ -1,4 +1,4 @@
-//! Holds a MariaDB against a recorded state: tables, their columns and keys ([`shape`]), views, and row by row.
+//! Holds a MariaDB against a recorded state: tables, views and sequences as they are defined ([`shape`]), and row by row.
 //!
 //! Cells are compared as the bytes both servers print, in UTC. Only where the two print one value differently are they
 //! compared as values; [`Form`] lists those places, and there are no others.
@@ -102,9 +102,19 @@ fn differing(rows: usize, what: &str) -> TableComparison {
     TableComparison { rows, differences: vec![what.to_owned()] }
 }
 
+/// Compares rows that somebody else holds, in no order, with a table of the state. Their cells are as MariaDB prints them.
+pub fn compare_rows(recorded: &Table, rows: &[Vec<Cell>]) -> TableComparison {
+    TableComparison { rows: recorded.rows.len(), differences: row_differences(recorded, rows) }
+}
+
+/// The columns' definitions by their names, from SHOW CREATE TABLE: type first.
+pub fn column_types(table: &Table) -> BTreeMap<String, &str> {
+    table.create.lines().filter_map(column_definition).collect()
+}
+
 /// The forms of a table's columns, from its SHOW CREATE TABLE; a column that is not found there is `Exact`.
 pub fn forms(table: &Table) -> Vec<Form> {
-    let types: BTreeMap<String, &str> = table.create.lines().filter_map(column_definition).collect();
+    let types = column_types(table);
     let form = |column: &String| match types.get(column).copied() {
         Some(definition) if definition.contains(" zerofill ") => Form::ZeroFill,
         Some(definition) => match definition.split(|c: char| !c.is_ascii_lowercase()).next() {
@@ -144,9 +154,6 @@ fn table(recorded: &Table, found: &read::Found) -> TableComparison {
     if recorded.kind != found.kind {
         return differing(rows, &format!("is a {}, recorded is a {}", found.kind, recorded.kind));
     }
-    if recorded.kind == "SEQUENCE" {
-        return TableComparison::default();
-    }
     let mut differences =
         shape::differences(&shape::recorded(&recorded.kind, &recorded.create), &found.shape);
     if recorded.kind != "BASE TABLE" {
@@ -160,10 +167,15 @@ fn table(recorded: &Table, found: &read::Found) -> TableComparison {
         );
         return differing(rows, &what);
     }
+    differences.extend(row_differences(recorded, &found.rows));
+    TableComparison { rows, differences }
+}
+
+fn row_differences(recorded: &Table, found: &[Vec<Cell>]) -> Vec<String> {
     let forms = forms(recorded);
     // Rows that may be equal share a bucket; inside it the strict comparison decides.
     let mut buckets: BTreeMap<Vec<Cell>, Vec<&Vec<Cell>>> = BTreeMap::new();
-    for row in &found.rows {
+    for row in found {
         buckets.entry(bucket(&forms, row)).or_default().push(row);
     }
     let mut missing = Vec::new();
@@ -174,6 +186,7 @@ fn table(recorded: &Table, found: &read::Found) -> TableComparison {
             None => missing.push(row),
         }
     }
+    let mut differences = Vec::new();
     let mut extra: Vec<&Vec<Cell>> = buckets.into_values().flatten().collect();
     for row in missing {
         // The first column is the key often enough to show what changed instead of two whole rows.
@@ -183,7 +196,7 @@ fn table(recorded: &Table, found: &read::Found) -> TableComparison {
         }
     }
     differences.extend(extra.into_iter().map(|row| format!("too many: {}", shown(&recorded.columns, row))));
-    TableComparison { rows, differences }
+    differences
 }
 
 fn bucket(forms: &[Form], row: &[Cell]) -> Vec<Cell> {
@@ -233,12 +246,21 @@ fn equal_floats(recorded: &str, found: &str) -> bool {
 fn equal_json(a: &serde_json::Value, b: &serde_json::Value) -> bool {
     use serde_json::Value::{Array, Number, Object};
     match (a, b) {
-        (Number(a), Number(b)) => a == b || a.as_f64() == b.as_f64() && (a.is_f64() || b.is_f64()),
+        (Number(a), Number(b)) => a == b || equal_numbers(a, b) || equal_numbers(b, a),
         (Array(a), Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal_json(a, b)),
         (Object(a), Object(b)) => {
             a.len() == b.len() && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| equal_json(a, b)))
         }
         _ => a == b,
+    }
+}
+
+/// Whether an integer and a floating-point number are one number: `1` and `1.0`.
+fn equal_numbers(whole: &serde_json::Number, other: &serde_json::Number) -> bool {
+    match (whole.as_i128(), other.as_f64().filter(|_| other.is_f64())) {
+        // Of a whole number below 2^127 nothing is lost.
+        (Some(whole), Some(other)) => other.fract() == 0.0 && other.abs() < 2e38 && other as i128 == whole,
+        _ => false,
     }
 }
 
@@ -344,6 +366,11 @@ mod tests {
             (Form::Json, r#"{"a": 1, "b": [1.0]}"#, r#"{"b":[1],"a":1}"#, true),
             (Form::Json, r#"{"a": 1}"#, r#"{"a": 1, "b": 2}"#, false),
             (Form::Json, "9007199254740993", "9007199254740992", false),
+            (Form::Json, "9007199254740993", "9007199254740992.0", false),
+            (Form::Json, "9007199254740992.0", "9007199254740992", true),
+            (Form::Json, "18446744073709551615", "18446744073709551616.0", false),
+            (Form::Json, "-3", "-3.0", true),
+            (Form::Json, "1.5", "1", false),
         ] {
             assert_eq!(equal(form, &cell(recorded), &cell(found)), same, "{form:?} {recorded} {found}");
         }

@@ -17,7 +17,7 @@ pub(super) struct Found {
     pub(super) columns: Vec<String>,
     /// In no order.
     pub(super) rows: Vec<Vec<Cell>>,
-    /// Its columns' types, its keys and the rest of its definition.
+    /// Its definition.
     pub(super) shape: shape::Shape,
 }
 

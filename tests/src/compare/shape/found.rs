@@ -3,11 +3,15 @@
 use anyhow::Result;
 use mysql_async::{Conn, prelude::Queryable as _};
 
-use super::{ColumnShape, DefaultValue, KeyShape, Shape, default_of, plain_type, recorded::nameless};
+use super::{
+    ColumnShape, DefaultValue, ForeignKeyShape, KeyShape, Shape, condition, default_of, definition,
+    plain_type, recorded, recorded::nameless,
+};
+use crate::compare::read::quoted;
 
 type ColumnRow = (String, String, Option<String>, Option<String>, String, Option<String>, String, String);
 
-/// A table or view of MariaDB.
+/// A table, view or sequence of MariaDB.
 pub(crate) async fn shape(session: &mut Conn, kind: &str, schema: &str, table: &str) -> Result<Shape> {
     let rows: Vec<ColumnRow> = session
         .exec(
@@ -20,6 +24,19 @@ pub(crate) async fn shape(session: &mut Conn, kind: &str, schema: &str, table: &
     let mut shape = Shape::default();
     if kind == "VIEW" {
         shape.columns = rows.into_iter().map(|(name, ..)| nameless(name)).collect();
+        let query: Option<String> = session
+            .exec_first(
+                "SELECT view_definition FROM information_schema.views WHERE table_schema = ? AND table_name = ?",
+                (schema, table),
+            )
+            .await?;
+        shape.defined_as = definition(&query.unwrap_or_default());
+        return Ok(shape);
+    }
+    if kind == "SEQUENCE" {
+        let query = format!("SHOW CREATE SEQUENCE {}.{}", quoted(schema), quoted(table));
+        let created: Option<(String, String)> = session.query_first(query).await?;
+        shape.defined_as = recorded::sequence(&created.unwrap_or_default().1);
         return Ok(shape);
     }
     shape.columns = rows.into_iter().map(column).collect();
@@ -38,28 +55,21 @@ pub(crate) async fn shape(session: &mut Conn, kind: &str, schema: &str, table: &
         });
         key.parts.push((column, length));
     }
-    let constraints: Vec<(String, String)> = session
+    let checks: Vec<(String, String)> = session
         .exec(
-            "SELECT constraint_name, constraint_type FROM information_schema.table_constraints WHERE table_schema = ? AND \
-             table_name = ? AND constraint_type IN ('FOREIGN KEY', 'CHECK')",
+            "SELECT constraint_name, check_clause FROM information_schema.check_constraints WHERE constraint_schema = ? \
+             AND table_name = ?",
             (schema, table),
         )
         .await?;
-    for (name, kind) in constraints {
-        if kind == "FOREIGN KEY" {
-            shape.foreign_keys.insert(name);
-        } else if !shape.columns.iter().any(|column| column.name == name && column.kind == "longtext") {
-            // Rule::JsonIsText: the CHECK of a JSON column has the column's name.
-            shape.checks.insert(name);
+    for (name, clause) in checks {
+        // Rule::JsonIsText: the CHECK of a JSON column has the column's name.
+        if !shape.columns.iter().any(|column| column.name == name && column.kind == "longtext") {
+            shape.checks.insert(name, condition(&clause));
         }
     }
-    shape.partitions = session
-        .exec(
-            "SELECT partition_name FROM information_schema.partitions WHERE table_schema = ? AND table_name = ? AND \
-             partition_name IS NOT NULL ORDER BY partition_ordinal_position",
-            (schema, table),
-        )
-        .await?;
+    foreign_keys(session, schema, table, &mut shape).await?;
+    partitions(session, schema, table, &mut shape).await?;
     let comment: Option<String> = session
         .exec_first(
             "SELECT table_comment FROM information_schema.tables WHERE table_schema = ? AND table_name = ?",
@@ -68,6 +78,52 @@ pub(crate) async fn shape(session: &mut Conn, kind: &str, schema: &str, table: &
         .await?;
     shape.comment = comment.unwrap_or_default();
     Ok(shape)
+}
+
+async fn foreign_keys(session: &mut Conn, schema: &str, table: &str, shape: &mut Shape) -> Result<()> {
+    let rules: Vec<(String, String, String)> = session
+        .exec(
+            "SELECT constraint_name, delete_rule, update_rule FROM information_schema.referential_constraints WHERE \
+             constraint_schema = ? AND table_name = ?",
+            (schema, table),
+        )
+        .await?;
+    for (name, on_delete, on_update) in rules {
+        let parts: Vec<(String, String, String, String)> = session
+            .exec(
+                "SELECT column_name, referenced_table_schema, referenced_table_name, referenced_column_name FROM \
+                 information_schema.key_column_usage WHERE table_schema = ? AND table_name = ? AND constraint_name = ? \
+                 ORDER BY ordinal_position",
+                (schema, table, &name),
+            )
+            .await?;
+        let mut key = ForeignKeyShape { on_delete, on_update, ..ForeignKeyShape::default() };
+        for (column, schema, table, referenced) in parts {
+            key.columns.push(column);
+            key.referenced = format!("{schema}.{table}");
+            key.referenced_columns.push(referenced);
+        }
+        shape.foreign_keys.insert(name, key);
+    }
+    Ok(())
+}
+
+type PartitionRow = (String, String, Option<String>, Option<String>);
+
+async fn partitions(session: &mut Conn, schema: &str, table: &str, shape: &mut Shape) -> Result<()> {
+    let partitions: Vec<PartitionRow> = session
+        .exec(
+            "SELECT partition_name, partition_method, partition_expression, partition_description FROM \
+             information_schema.partitions WHERE table_schema = ? AND table_name = ? AND partition_name IS NOT NULL \
+             ORDER BY partition_ordinal_position",
+            (schema, table),
+        )
+        .await?;
+    for (name, method, expression, bound) in partitions {
+        shape.partitioned_by = definition(&format!("{method} ({})", expression.unwrap_or_default()));
+        shape.partitions.push((name, bound.unwrap_or_default()));
+    }
+    Ok(())
 }
 
 fn column(row: ColumnRow) -> ColumnShape {

@@ -1,4 +1,4 @@
-//! How tables look: MariaDB's columns, keys and partitions held against TiDB's `SHOW CREATE TABLE`.
+//! How tables, views and sequences look: MariaDB's columns, keys and partitions held against TiDB's `SHOW CREATE TABLE`.
 //!
 //! From what TiDB shows follows what MariaDB has to have. Where MariaDB forces a difference, a [`Rule`] says which; there is
 //! no other tolerance, and each rule is listed with its reason in `docs/fidelity.md`.
@@ -6,7 +6,8 @@
 mod found;
 mod recorded;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::fmt::Debug;
 
 pub(super) use found::shape as found;
 pub(super) use recorded::shape as recorded;
@@ -91,14 +92,31 @@ pub(super) struct KeyShape {
     pub(super) ignored: bool,
 }
 
-/// A table or view.
+/// A foreign key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct ForeignKeyShape {
+    pub(super) columns: Vec<String>,
+    /// `schema.table`.
+    pub(super) referenced: String,
+    pub(super) referenced_columns: Vec<String>,
+    pub(super) on_delete: String,
+    pub(super) on_update: String,
+}
+
+/// A table, view or sequence.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Shape {
     pub(super) columns: Vec<ColumnShape>,
     pub(super) keys: BTreeMap<String, KeyShape>,
-    pub(super) foreign_keys: BTreeSet<String>,
-    pub(super) checks: BTreeSet<String>,
-    pub(super) partitions: Vec<String>,
+    pub(super) foreign_keys: BTreeMap<String, ForeignKeyShape>,
+    /// Name and [`condition`].
+    pub(super) checks: BTreeMap<String, String>,
+    /// By what, such as `hash(id)`; empty if it has no partitions.
+    pub(super) partitioned_by: String,
+    /// Name and bound or values; those of HASH and KEY have none.
+    pub(super) partitions: Vec<(String, String)>,
+    /// A view's query or a sequence's options, as [`definition`].
+    pub(super) defined_as: String,
     pub(super) comment: String,
 }
 
@@ -119,23 +137,25 @@ pub(super) fn differences(recorded: &Shape, found: &Shape) -> Vec<String> {
         }
     }
     // Rule::ForeignKeyIndex.
-    keys.retain(|name, key| key.unique || !recorded.foreign_keys.contains(name));
+    keys.retain(|name, key| key.unique || !recorded.foreign_keys.contains_key(name));
     out.extend(keys.iter().map(|(name, key)| format!("key {name} should not be there: {key:?}")));
-    for (what, found, recorded) in [
-        ("foreign keys", &found.foreign_keys, &recorded.foreign_keys),
-        ("CHECK constraints", &found.checks, &recorded.checks),
-    ] {
-        if found != recorded {
-            out.push(format!("{what} are {found:?}, recorded {recorded:?}"));
-        }
-    }
-    if found.partitions != recorded.partitions {
-        out.push(format!("partitions are {:?}, recorded {:?}", found.partitions, recorded.partitions));
-    }
-    if found.comment != recorded.comment {
-        out.push(format!("the comment is {:?}, recorded {:?}", found.comment, recorded.comment));
-    }
+    out.extend(
+        [
+            differs("foreign keys", &found.foreign_keys, &recorded.foreign_keys),
+            differs("CHECK constraints", &found.checks, &recorded.checks),
+            differs("the partitioning", &found.partitioned_by, &recorded.partitioned_by),
+            differs("partitions", &found.partitions, &recorded.partitions),
+            differs("the definition", &found.defined_as, &recorded.defined_as),
+            differs("the comment", &found.comment, &recorded.comment),
+        ]
+        .into_iter()
+        .flatten(),
+    );
     out
+}
+
+fn differs<T: Debug + PartialEq>(what: &str, found: &T, recorded: &T) -> Option<String> {
+    (found != recorded).then(|| format!("{what}: found {found:?}, recorded {recorded:?}"))
 }
 
 fn same_column(recorded: &ColumnShape, found: &ColumnShape) -> bool {
@@ -188,6 +208,28 @@ fn expression(text: &str) -> String {
         text = inner.to_owned();
     }
     text.replace("_utf8mb4'", "'")
+}
+
+/// A condition without what the servers print differently: brackets, beside the rest of [`expression`].
+fn condition(text: &str) -> String {
+    expression(text).replace(['(', ')'], "")
+}
+
+/// A query or a list of options without spaces, back-ticks and the qualifiers of names, which only one server adds
+/// everywhere.
+fn definition(text: &str) -> String {
+    let mut rest = text;
+    let mut out = String::new();
+    while let Some((before, name)) = rest.split_once('`') {
+        out.push_str(before);
+        let Some((name, after)) = name.split_once('`') else { break };
+        if !after.starts_with('.') {
+            out.push_str(name);
+        }
+        rest = after.strip_prefix('.').unwrap_or(after);
+    }
+    out.push_str(rest);
+    out.chars().filter(|c| !c.is_whitespace()).collect::<String>().to_lowercase()
 }
 
 /// A default's text: `'x'`, `b'1010'`, `CURRENT_TIMESTAMP(3)`, `NULL`, a number, or an expression.
@@ -284,7 +326,7 @@ mod tests {
     fn keys_and_partitions() {
         let create = "CREATE TABLE `t` (\n  `a` int(11) NOT NULL,\n  PRIMARY KEY (`a`) /*T![clustered_index] CLUSTERED */,\n  \
                       UNIQUE KEY `u``k` (`b`(3),`c d`),\n  KEY `e` ((`a` + `b`)),\n  KEY `i` (`a`) /*!80000 INVISIBLE */,\n  \
-                      CONSTRAINT `f` FOREIGN KEY (`a`) REFERENCES `k`.`p` (`id`),\nCONSTRAINT `c` CHECK ((`a` > 0)),\n\
+                      CONSTRAINT `f` FOREIGN KEY (`a`) REFERENCES `k`.`p` (`id`) ON DELETE CASCADE,\nCONSTRAINT `c` CHECK ((`a` > 0)),\n\
                       CONSTRAINT `n` CHECK ((`a` > 0)) /*!80016 NOT ENFORCED */\n) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 \
                       COLLATE=utf8mb4_bin COMMENT='x'\nPARTITION BY RANGE (`id`)\n(PARTITION `p1` VALUES LESS THAN (20),\n \
                       PARTITION `p2` VALUES LESS THAN (MAXVALUE))";
@@ -300,17 +342,63 @@ mod tests {
             ("u`k".to_owned(), key(true, &[("b", Some(3)), ("c d", None)], false)),
         ];
         assert_eq!(shape.keys, expected.into());
-        assert_eq!((shape.foreign_keys.len(), shape.checks.len()), (1, 1));
+        let one = |text: &str| vec![text.to_owned()];
+        let foreign = ForeignKeyShape {
+            columns: one("a"),
+            referenced: "k.p".into(),
+            referenced_columns: one("id"),
+            on_delete: "CASCADE".into(),
+            on_update: "RESTRICT".into(),
+        };
+        assert_eq!(shape.foreign_keys, [("f".to_owned(), foreign)].into());
+        assert_eq!(shape.checks, [("c".to_owned(), "a>0".to_owned())].into());
+        let pairs = |pairs: &[(&str, &str)]| {
+            pairs.iter().map(|(name, bound)| ((*name).to_owned(), (*bound).to_owned())).collect::<Vec<_>>()
+        };
+        assert_eq!((shape.partitioned_by.as_str(), shape.comment.as_str()), ("range(id)", "x"));
+        assert_eq!(shape.partitions, pairs(&[("p1", "20"), ("p2", "MAXVALUE")]));
+        let by = |clause: &str| {
+            recorded(
+                "BASE TABLE",
+                &format!(
+                    "CREATE TABLE `t` (\n  `a` int(11)\n) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin\n{clause}"
+                ),
+            )
+        };
+        let hash = by("PARTITION BY HASH (`id`) PARTITIONS 2");
         assert_eq!(
-            (shape.partitions, shape.comment),
-            (vec!["p1".to_owned(), "p2".to_owned()], "x".to_owned())
+            (hash.partitioned_by.as_str(), hash.partitions),
+            ("hash(id)", pairs(&[("p0", ""), ("p1", "")]))
         );
-        let hash = "CREATE TABLE `t` (\n  `a` int(11)\n) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin\nPARTITION BY HASH (`id`) PARTITIONS 2";
-        assert_eq!(recorded("BASE TABLE", hash).partitions, ["p0", "p1"]);
-        let view = "CREATE ALGORITHM=UNDEFINED DEFINER=`root`@`%` SQL SECURITY DEFINER VIEW `v2` (`id`, `v``w`) AS SELECT 1";
-        let names: Vec<String> =
-            recorded("VIEW", view).columns.into_iter().map(|column| column.name).collect();
+        let list = by(
+            "PARTITION BY LIST COLUMNS(`r`)\n(PARTITION `pa` VALUES IN ('a','B'),\n PARTITION `pb` VALUES IN ('c'))",
+        );
+        assert_eq!(
+            (list.partitioned_by.as_str(), list.partitions),
+            ("listcolumns(r)", pairs(&[("pa", "'a','B'"), ("pb", "'c'")]))
+        );
+    }
+
+    /// The texts of both servers for one view and one sequence.
+    #[test]
+    fn views_and_sequences() {
+        let view = "CREATE ALGORITHM=UNDEFINED DEFINER=`root`@`%` SQL SECURITY DEFINER VIEW `v2` (`id`, `v``w`) AS \
+                    SELECT `d1`.`tr`.`id` AS `id`,`d1`.`tr`.`v` AS `v` FROM `d1`.`tr` WHERE `v`>1";
+        let shape = recorded("VIEW", view);
+        let names: Vec<&str> = shape.columns.iter().map(|column| column.name.as_str()).collect();
         assert_eq!(names, ["id", "v`w"]);
+        let of = |condition: &str| {
+            definition(&format!(
+                "select `d1`.`tr`.`id` AS `id`,`d1`.`tr`.`v` AS `v` from `d1`.`tr` where `d1`.`tr`.`v` {condition}"
+            ))
+        };
+        assert_eq!(shape.defined_as, of("> 1"));
+        assert_ne!(shape.defined_as, of("> 2"));
+        let sequence = "CREATE SEQUENCE `sq` start with 1 minvalue 1 maxvalue 9 increment by 3 cache 5 nocycle ENGINE=InnoDB";
+        assert_eq!(
+            recorded("SEQUENCE", sequence).defined_as,
+            "startwith1minvalue1maxvalue9incrementby3cache5nocycle"
+        );
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! What MariaDB has to have, from TiDB's `SHOW CREATE TABLE`.
 
-use super::{ColumnShape, DefaultValue, KeyShape, Shape, default_of, plain_type, text_of};
+use super::{
+    ColumnShape, DefaultValue, ForeignKeyShape, KeyShape, Shape, condition, default_of, definition,
+    plain_type, text_of,
+};
 
 /// A line's words: what brackets or quotes hold together stays together, comments are gone.
 fn words(line: &str) -> Vec<String> {
@@ -59,8 +62,13 @@ pub(crate) fn shape(kind: &str, create: &str) -> Shape {
         let mut rest = list.strip_prefix('(').unwrap_or_default();
         while let Some((column, after)) = name(rest) {
             shape.columns.push(nameless(column));
-            rest = after.strip_prefix(',').unwrap_or_default();
+            rest = after.trim_start_matches([',', ' ']);
         }
+        shape.defined_as = definition(rest.split_once(" AS ").map_or(rest, |(_, query)| query));
+        return shape;
+    }
+    if kind == "SEQUENCE" {
+        shape.defined_as = sequence(create);
         return shape;
     }
     let options = create.lines().find(|line| line.starts_with(')')).map(words).unwrap_or_default();
@@ -77,23 +85,66 @@ pub(crate) fn shape(kind: &str, create: &str) -> Shape {
             key(&mut shape, line);
         } else if let Some((constraint, rest)) = line.strip_prefix("CONSTRAINT ").and_then(name) {
             if rest.starts_with("FOREIGN KEY") {
-                shape.foreign_keys.insert(constraint);
+                shape.foreign_keys.insert(constraint, foreign_key(rest));
             } else if !rest.contains("NOT ENFORCED") {
                 // Rule::NoUnenforcedCheck.
-                shape.checks.insert(constraint);
+                shape.checks.insert(constraint, condition(rest.trim_start_matches("CHECK")));
             }
-        } else if let Some((partition, _)) =
+        } else if let Some((partition, rest)) =
             line.trim_start_matches('(').strip_prefix("PARTITION ").and_then(name)
         {
-            shape.partitions.push(partition);
-        }
-        if let Some((_, number)) = line.rsplit_once(" PARTITIONS ")
-            && let Ok(number) = number.trim().parse::<u64>()
-        {
-            shape.partitions = (0..number).map(|number| format!("p{number}")).collect();
+            let bound = rest.split_once('(').and_then(|(_, rest)| rest.split_once(')'));
+            shape.partitions.push((partition, bound.map_or("", |(bound, _)| bound).to_owned()));
+        } else if let Some(rule) = line.strip_prefix("PARTITION BY ") {
+            let (rule, number) = rule.rsplit_once(" PARTITIONS ").unwrap_or((rule, "0"));
+            shape.partitioned_by = definition(rule);
+            let number = number.trim().parse::<u64>().unwrap_or_default();
+            shape.partitions = (0..number).map(|number| (format!("p{number}"), String::new())).collect();
         }
     }
     shape
+}
+
+/// A sequence's options, from either server's `CREATE SEQUENCE`.
+pub(super) fn sequence(create: &str) -> String {
+    let options =
+        create.split_once("SEQUENCE ").and_then(|(_, rest)| name(rest)).map_or("", |(_, rest)| rest);
+    definition(options.split_once("ENGINE").map_or(options, |(options, _)| options))
+}
+
+/// The names between back-ticks in brackets, and what follows them.
+fn names(text: &str) -> (Vec<String>, &str) {
+    let mut names = Vec::new();
+    let mut rest = text.trim_start().strip_prefix('(').unwrap_or_default();
+    while let Some((column, after)) = name(rest) {
+        names.push(column);
+        rest = after.trim_start_matches([',', ' ']);
+    }
+    (names, rest.strip_prefix(')').unwrap_or(rest))
+}
+
+fn foreign_key(text: &str) -> ForeignKeyShape {
+    let (columns, rest) = names(text.trim_start_matches("FOREIGN KEY"));
+    let mut referenced = Vec::new();
+    let mut rest = rest.trim_start().trim_start_matches("REFERENCES").trim_start();
+    while let Some((part, after)) = name(rest) {
+        referenced.push(part);
+        rest = after.strip_prefix('.').unwrap_or(after);
+    }
+    let (referenced_columns, rest) = names(rest);
+    let action = |event: &str| {
+        let action = rest.split_once(event).map_or("RESTRICT", |(_, action)| action.trim_start());
+        // Two of the actions are of two words.
+        let words = if action.starts_with("SET") || action.starts_with("NO") { 2 } else { 1 };
+        action.split_whitespace().take(words).collect::<Vec<_>>().join(" ")
+    };
+    ForeignKeyShape {
+        columns,
+        referenced: referenced.join("."),
+        referenced_columns,
+        on_delete: action("ON DELETE"),
+        on_update: action("ON UPDATE"),
+    }
 }
 
 /// A view's column: what it is follows from the tables.
