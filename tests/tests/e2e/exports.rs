@@ -1,5 +1,8 @@
 //! Reads exported files as a stranger would, by the manifest, and holds them against the log.
 
+mod state;
+mod values;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -12,6 +15,8 @@ use e2e::{
     harness::site::{Format, Site},
 };
 use serde_json::Value;
+
+pub(crate) use state::makes_the_recorded_state;
 
 /// A change: its transaction's start_ts and its number in it.
 type Change = (u64, u64);
