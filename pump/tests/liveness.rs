@@ -123,7 +123,7 @@ async fn aborted_transactions_hold_the_watermark_for_less_than_two_seconds() {
 const HONEST: usize = 0;
 const SLOW: usize = 1;
 const SILENT: usize = 2;
-const BAD: [&str; 7] = [
+const BAD: [&str; 8] = [
     "fails",
     "committed before it began",
     "committed in the future",
@@ -137,6 +137,7 @@ fn distort(
     mode: usize,
     request: &CheckTxnStatusRequest,
     answer: CheckTxnStatusResponse,
+    "pushed without a lock",
 ) -> (Duration, Result<CheckTxnStatusResponse, Status>) {
     let blank = CheckTxnStatusResponse::default;
     let answer = match mode {
@@ -170,6 +171,9 @@ fn distort(
                 Ok(CheckTxnStatusResponse { region_error: Some(error), ..blank() })
             }
             _ => Ok(CheckTxnStatusResponse {
+            "pushed without a lock" => {
+                Ok(CheckTxnStatusResponse { action: Action::MinCommitTsPushed.into(), ..blank() })
+            }
                 error: Some(KeyError { retryable: "what".into(), ..KeyError::default() }),
                 lock_ttl: 1,
                 commit_version: 1,
