@@ -16,11 +16,12 @@ use node::pd::Pd;
 use node::registry::{NodeKind, NodeState, Registry};
 use node::shutdown::Shutdown;
 use tidb::ts::Tso;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::metrics;
+use crate::budget::ReceiveBudget;
 use crate::progress::Progress;
 use crate::resolver::Forgotten;
 use crate::retention::{Drainer, Policy};
@@ -60,8 +61,8 @@ pub struct Housekeeping {
     pub policy: Policy,
     /// Asks for a run of retention now.
     pub trigger: Arc<Notify>,
-    /// The receive budget and its size, for metrics.
-    pub budget: (Arc<Semaphore>, u32),
+    /// For metrics.
+    pub budget: ReceiveBudget,
 }
 
 impl Housekeeping {
@@ -99,8 +100,7 @@ impl Housekeeping {
     }
 
     fn measure(&self) {
-        let used = self.budget.1 as usize - self.budget.0.available_permits().min(self.budget.1 as usize);
-        metrics::progress(&self.progress.snapshot(), used, self.reader.size());
+        metrics::progress(&self.progress.snapshot(), self.budget.used(), self.reader.size());
     }
 
     async fn hold_safe_point(&self) {

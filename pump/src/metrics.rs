@@ -230,7 +230,7 @@ pub(crate) fn volume(capacity: u64, available: u64) {
     gauge!("binlog_pump_storage_storage_size_bytes", "type" => "available").set(available as f64);
 }
 
-pub(crate) fn progress(snapshot: &crate::progress::Snapshot, budget_used: usize, store_bytes: u64) {
+pub(crate) fn progress(snapshot: &crate::progress::Snapshot, budget_used: u64, store_bytes: u64) {
     gauge!("binlog_pump_storage_max_commit_ts").set(snapshot.watermark.physical_ms() as f64);
     gauge!("pump_watermark_lag_seconds").set(snapshot.newest.seconds_since(snapshot.watermark));
     gauge!("pump_pending_prewrites").set(snapshot.pending as f64);

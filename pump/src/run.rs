@@ -19,6 +19,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tracing::{info, warn};
 
 use crate::clock::Clock;
+use crate::budget::ReceiveBudget;
 use crate::config::Config;
 use crate::disk::Disk;
 use crate::housekeeping::Housekeeping;
@@ -188,7 +189,7 @@ async fn start(
     let registry = Registry::new(pd.etcd());
     let readers = Arc::new(Readers::default());
     let budget_total = u32::try_from(config.receive_budget.as_u64())?;
-    let budget = Arc::new(Semaphore::new(budget_total as usize));
+    let budget = ReceiveBudget::new(budget_total);
     let retention = Arc::new(Notify::new());
     let pull_budget = usize::try_from(config.pull_budget.as_u64())?;
     let slots = Arc::new(Semaphore::new(config.max_pull_streams as usize));
@@ -197,7 +198,6 @@ async fn start(
         max_message: config.max_message_size.as_u64(),
         calls: Arc::new(Semaphore::new(calls_within(budget_total))),
         budget: budget.clone(),
-        budget_total,
         state: state.clone(),
         disk: disk.clone(),
         clock: clock.clone(),
@@ -271,7 +271,7 @@ async fn start(
         forgotten,
         policy,
         trigger: retention,
-        budget: (budget, budget_total),
+        budget,
     };
     tasks.spawn("housekeeping", housekeeping.run(going_down.clone()));
 

@@ -60,8 +60,8 @@ impl Pump for PullService {
         let WriteBinlogReq { cluster_id, payload } = request.into_inner();
         self.intake.check_size(payload.len() as u64)?;
         let _call = self.intake.admit_call().await?;
-        let permit = self.intake.reserve(payload.len() as u64).await?;
-        self.intake.write(cluster_id, payload, Some(permit)).await?;
+        let share = self.intake.reserve(payload.len() as u64).await?;
+        self.intake.write(cluster_id, payload, Some(share)).await?;
         Ok(Response::new(WriteBinlogResp::default()))
     }
 

@@ -4,6 +4,7 @@
 
 mod load;
 mod process;
+mod slow_pd;
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
@@ -25,7 +26,7 @@ use schemas::binlog::{Binlog, BinlogType, Pos, PullBinlogReq, WriteBinlogReq};
 use schemas::sluice::pump::v1::drain_client::DrainClient;
 use schemas::sluice::pump::v1::pull_request::Body as Ask;
 use schemas::sluice::pump::v1::pull_response::Body;
-use schemas::sluice::pump::v1::{Open, OutOfRange, PullRequest, PullResponse, Transaction, Want};
+use schemas::sluice::pump::v1::{Gap, Open, OutOfRange, PullRequest, PullResponse, Transaction, Want};
 use simulator::cluster::Cluster;
 use simulator::pd::MockPd;
 use simulator::tikv::{Distortion, MockTikv};
@@ -38,6 +39,7 @@ use tonic::{Request, Status, Streaming};
 
 pub use load::{UnderLoad, assert_complete, light};
 pub use process::Process;
+pub use slow_pd::SlowPd;
 
 pub const CLUSTER: u64 = 7_000_001;
 
@@ -332,6 +334,7 @@ pub struct Drainer {
     pub watermark: Tso,
     pub received: Vec<Transaction>,
     pub chunks: usize,
+    pub gaps: Vec<Gap>,
     open: Option<(Transaction, Vec<u8>)>,
 }
 
@@ -349,7 +352,15 @@ impl Drainer {
             futures::stream::unfold(outgoing, |mut asks| async { Some((asks.recv().await?, asks)) });
         let mut client = DrainClient::new(channel(addr)).max_decoding_message_size(usize::MAX);
         let stream = client.pull(outgoing).await?.into_inner();
-        Ok(Self { asks, stream, watermark: after, received: Vec::new(), chunks: 0, open: None })
+        Ok(Self {
+            asks,
+            stream,
+            watermark: after,
+            received: Vec::new(),
+            chunks: 0,
+            gaps: Vec::new(),
+            open: None,
+        })
     }
 
     pub async fn want(&self, commit_ts: Tso) {
@@ -384,6 +395,7 @@ impl Drainer {
                     self.take(transaction);
                 }
             }
+            Some(Body::Gap(gap)) => self.gaps.push(gap),
             Some(Body::OutOfRange(refusal)) => return Ok(Some(refusal)),
             None => return Err(Status::cancelled("the stream ended")),
         }
