@@ -1,8 +1,9 @@
 //! Wires the parts and runs them until the end.
 //!
-//! Start: data directory, PD, store (with everything it has to verify), one tick; then the port, then membership. End: on a
-//! wish to end membership publishes it first, then everything is cancelled together; the writer goes last, when nobody is
-//! left to write.
+//! Start: data directory, PD, store (with everything it has to verify), one tick; then the port, then membership. Until then
+//! nobody can connect, so that TiDB is refused and not kept waiting. End: on a wish to end membership publishes it first
+//! (13 s at most), then everything is cancelled together and has [`DRAIN`]; the writer goes last, when nobody is left to
+//! write. What blocks longer than that is left behind as by a crash.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,6 +45,10 @@ const DRAIN: Duration = Duration::from_secs(15);
 const DRAIN_CALLS: Duration = Duration::from_secs(5);
 
 /// The longest pause between fakes on an original stream while the watermark moves.
+/// Requests under way on one connection. TiDB makes one for each prewrite and commit, over few connections: thousands at a
+/// time, when the disk is slow.
+const STREAMS: u32 = 16 * 1024;
+
 const FAKES: Duration = Duration::from_millis(100);
 
 /// Where a pump that runs in this process can be reached.
@@ -128,12 +133,6 @@ async fn start(
     let cluster_id = pd.cluster_id();
     data_dir.claim_cluster(cluster_id)?;
 
-    let listener = Listener::tcp(&config.listen_addr()).await.context("addr")?;
-    let addr = listener.local_addr().ok_or_else(|| anyhow!("the listener has no address"))?;
-    let flag = (!config.node_id.is_empty()).then_some(config.node_id.as_str());
-    let node_id = data_dir.node_id(flag, addr.port())?;
-    let host = config.registered_addr(addr);
-
     let disk = Arc::new(Disk::examine(data_dir.path(), config.storage.stop_write_at_available_space)?);
     let mut options = Options::for_volume(disk.capacity());
     if let Some(size) = config.storage.segment_size {
@@ -162,6 +161,13 @@ async fn start(
         Writer::new(appender, reader.clone(), progress.clone(), &recovered, group_bytes, slow);
     // Holds the directory's lock until the last write is made.
     let lock = data_dir.clone();
+    // Only now: whoever connects is answered at once. TiDB would wait for the whole of its write-timeout.
+    let listener = Listener::tcp(&config.listen_addr()).await.context("addr")?;
+    let addr = listener.local_addr().ok_or_else(|| anyhow!("the listener has no address"))?;
+    let flag = (!config.node_id.is_empty()).then_some(config.node_id.as_str());
+    let node_id = data_dir.node_id(flag, addr.port())?;
+    let host = config.registered_addr(addr);
+
     tasks.spawn_blocking("writer", move || {
         let result = writer.run();
         drop(lock);
@@ -192,7 +198,6 @@ async fn start(
     let budget = ReceiveBudget::new(budget_total);
     let retention = Arc::new(Notify::new());
     let pull_budget = usize::try_from(config.pull_budget.as_u64())?;
-    let slots = Arc::new(Semaphore::new(config.max_pull_streams as usize));
     let intake = Arc::new(Intake {
         cluster_id,
         max_message: config.max_message_size.as_u64(),
@@ -210,7 +215,6 @@ async fn start(
         reader: reader.clone(),
         progress: progress.clone(),
         budget: pull_budget,
-        slots: slots.clone(),
         fake_interval: FAKES.min(config.gen_binlog_interval.get()),
         shutdown: going_down.clone(),
     };
@@ -221,7 +225,6 @@ async fn start(
         clock: clock.clone(),
         readers: readers.clone(),
         budget: pull_budget,
-        slots,
         shutdown: going_down.clone(),
     };
     let (actions, asked) = mpsc::channel(1);
@@ -247,14 +250,16 @@ async fn start(
         let path = config.socket.strip_prefix("unix://").unwrap_or(&config.socket);
         listeners.push(Listener::unix(path.as_ref()).await.context("socket")?);
     }
+        inspecting: Arc::new(Semaphore::new(1)),
     let limits = ServeLimits {
         drain: DRAIN_CALLS,
         max_connections: config.max_connections as usize,
         ..ServeLimits::default()
     };
-    let port = Port::new(intake, pull, drain, http);
+    let port = Port::new(intake, pull, drain, config.max_pull_streams as usize, http);
     tasks.spawn("port", node::serve::serve(listeners, port, tls, limits, going_down.clone()));
 
+        max_concurrent_streams: Some(STREAMS),
     status.fill(node_id.clone(), cluster_id, state.clone(), progress.clone(), disk, readers, reader.clone());
     let policy = Policy {
         keep: config.gc.get(),
@@ -286,7 +291,7 @@ async fn start(
         progress,
         reader,
         security: config.security.clone(),
-        heartbeat: config.heartbeat_interval.get(),
+        heartbeat: config.heartbeat(),
         update_clock: UpdateClock::new(now),
         health: health.clone(),
     };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use axum::extract::{self, Path, State as Shared};
 use axum::http::{HeaderValue, Method, Request, StatusCode, header};
+use axum::middleware;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
@@ -22,10 +23,11 @@ use schemas::sluice::pump::v1::drain_server::DrainServer;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tidb::ts::Tso;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tonic::Status;
 use tonic::codec::CompressionEncoding;
 
+use super::admit;
 use super::framing::{self, Received};
 use super::{DrainService, Inspector, Intake, PullService};
 use crate::clock::Clock;
@@ -58,6 +60,8 @@ pub struct Http {
     pub token: Option<Secret>,
     /// For `/debug/binlog`.
     pub inspector: Inspector,
+    /// Pages of `/debug/binlog` that may be made at a time.
+    pub inspecting: Arc<Semaphore>,
 }
 
 /// Everything on the pump's port. Nearly all that comes is `WriteBinlog`, so that is answered before a router looks at it.
@@ -69,8 +73,15 @@ pub struct Port {
 
 impl Port {
     /// Takes binlogs in with `intake`; everything else is answered by the others.
-    pub fn new(intake: Arc<Intake>, pull: PullService, drain: DrainService, http: Http) -> Self {
-        Self { intake, router: router(pull, drain, http) }
+    /// At most `streams` of drainers' pulls are open at a time, by either protocol.
+    pub fn new(
+        intake: Arc<Intake>,
+        pull: PullService,
+        drain: DrainService,
+        streams: usize,
+        http: Http,
+    ) -> Self {
+        Self { intake, router: router(pull, drain, streams, http) }
     }
 }
 
@@ -87,7 +98,7 @@ impl Handler for Port {
     }
 }
 
-fn router(pull: PullService, drain: DrainService, http: Http) -> Router {
+fn router(pull: PullService, drain: DrainService, streams: usize, http: Http) -> Router {
     let pull = PumpServer::new(pull)
         .accept_compressed(CompressionEncoding::Gzip)
         .send_compressed(CompressionEncoding::Gzip)
@@ -97,20 +108,23 @@ fn router(pull: PullService, drain: DrainService, http: Http) -> Router {
         .accept_compressed(CompressionEncoding::Gzip)
         .max_decoding_message_size(PULL_REQUEST)
         .max_encoding_message_size(usize::MAX);
+    let pulls = Router::new()
+        .route_service("/binlog.Pump/PullBinlogs", pull)
+        .route_service("/sluice.pump.v1.Drain/Pull", drain)
+        .layer(middleware::from_fn_with_state(Arc::new(Semaphore::new(streams)), admit::pull));
     let changing = Router::new()
         .route("/state/{node}/{action}", put(change_state))
         .route("/debug/gc/trigger", post(trigger_gc))
         .with_state(http.clone());
     let changing = node::admin::guarded(changing, http.token.as_ref());
     Router::new()
-        .route_service("/binlog.Pump/PullBinlogs", pull)
-        .route_service("/sluice.pump.v1.Drain/Pull", drain)
         .route("/status", get(status))
         .route("/drainers", get(drainers))
         .route("/debug/binlog/{ts}", get(binlog))
         .route("/metrics", get(metrics))
         .fallback(unknown)
         .with_state(http)
+        .merge(pulls)
         .merge(changing)
 }
 
@@ -216,6 +230,11 @@ fn answer(code: u32, message: String) -> Value {
 async fn binlog(Shared(http): Shared<Http>, Path(ts): Path<String>) -> Response {
     let Ok(ts) = ts.parse() else {
         return (StatusCode::BAD_REQUEST, format!("`{ts}` is not a timestamp\n")).into_response();
+    };
+    // A page reads a whole binlog.
+    let Ok(_alone) = http.inspecting.try_acquire() else {
+        let text = "another page is being made, try again\n";
+        return (StatusCode::TOO_MANY_REQUESTS, text).into_response();
     };
     match http.inspector.page(Tso::new(ts)).await {
         Ok(Some(page)) => page.into_response(),
