@@ -12,6 +12,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use node::admin::Health;
 use node::pd::Pd;
 use node::registry::{NodeKind, NodeState, Registry};
 use node::shutdown::Shutdown;
@@ -20,8 +21,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::metrics;
 use crate::budget::ReceiveBudget;
+use crate::metrics;
 use crate::progress::Progress;
 use crate::resolver::Forgotten;
 use crate::retention::{Drainer, Policy};
@@ -45,6 +46,8 @@ const REMEMBER: Duration = Duration::from_secs(26 * 3600);
 pub struct Housekeeping {
     /// This pump's name.
     pub node_id: String,
+    /// Where to tell that the safe point is not held.
+    pub health: Health,
     /// For the safe point.
     pub pd: Pd,
     /// For drainers' positions.
@@ -106,13 +109,20 @@ impl Housekeeping {
     async fn hold_safe_point(&self) {
         let wanted = self.progress.watermark();
         let service = format!("sluice-pump-{}", self.node_id);
-        match self.pd.update_service_safe_point(&service, REMEMBER, wanted).await {
+        let held = self.pd.update_service_safe_point(&service, REMEMBER, wanted).await;
+        let state =
+            held.as_ref().map(|_| ()).map_err(|error| format!("not held, so TiKV is not asked: {error}"));
+        self.health.set("safe point", state);
+        match held {
             Ok(smallest) if smallest > wanted => {
                 warn!(%wanted, %smallest, "TiKV may have forgotten transactions that are open here");
                 self.forgotten.below(smallest);
             }
             Ok(_) => self.forgotten.below(Tso::ZERO),
-            Err(error) => warn!(%error, "cannot hold the service safe point, trying again"),
+            Err(error) => {
+                metrics::safe_point_failed();
+                warn!(%error, "cannot hold the service safe point, trying again");
+            }
         }
     }
 

@@ -27,6 +27,7 @@ pub mod resolver;
 pub mod retention;
 mod run;
 pub mod service;
+mod settle;
 pub mod sorter;
 pub mod state;
 mod status;

@@ -19,8 +19,8 @@ use node::telemetry::Telemetry;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tracing::{info, warn};
 
-use crate::clock::Clock;
 use crate::budget::ReceiveBudget;
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::disk::Disk;
 use crate::housekeeping::Housekeeping;
@@ -32,6 +32,7 @@ use crate::readers::Readers;
 use crate::resolver::{Asker, Forgotten, Hints, Resolver, Tikv};
 use crate::retention::Policy;
 use crate::service::{DrainService, Http, Inspector, Intake, Port, PullService, calls_within};
+use crate::settle::Settlement;
 use crate::sorter::Sorter;
 use crate::state::StateCell;
 use crate::status::StatusPage;
@@ -44,11 +45,11 @@ const DRAIN: Duration = Duration::from_secs(15);
 /// Streams give way at once; calls under way get this long.
 const DRAIN_CALLS: Duration = Duration::from_secs(5);
 
-/// The longest pause between fakes on an original stream while the watermark moves.
 /// Requests under way on one connection. TiDB makes one for each prewrite and commit, over few connections: thousands at a
 /// time, when the disk is slow.
 const STREAMS: u32 = 16 * 1024;
 
+/// The longest pause between fakes on an original stream while the watermark moves.
 const FAKES: Duration = Duration::from_millis(100);
 
 /// Where a pump that runs in this process can be reached.
@@ -93,12 +94,17 @@ pub async fn run_with(
 
     let status = StatusPage::default();
     let page = status.clone();
-    let admin = Admin::new(telemetry.clone(), health.clone()).status(move || page.render());
+    let settlement = Settlement::default();
+    let admin = Admin::new(telemetry.clone(), health.clone())
+        .status(move || page.render())
+        .protected(settlement.clone().routes());
     let admin = admin.bind(&config.admin).await?;
     let admin_addr = admin.local_addr();
     tasks.spawn("admin", admin.run(going_down.clone()));
 
-    let began = shutdown.unless(start(&config, telemetry, &health, status, &shutdown, &mut tasks)).await;
+    let began = shutdown
+        .unless(start(&config, telemetry, &health, (status, settlement), &shutdown, &mut tasks))
+        .await;
     match began {
         // Asked to end while starting, or unable to: end what runs already.
         None => going_down.cancel(),
@@ -121,7 +127,7 @@ async fn start(
     config: &Config,
     telemetry: Telemetry,
     health: &Health,
-    status: StatusPage,
+    (status, settlement): (StatusPage, Settlement),
     shutdown: &Shutdown,
     tasks: &mut Tasks,
 ) -> anyhow::Result<(String, std::net::SocketAddr)> {
@@ -155,12 +161,6 @@ async fn start(
     let clock = Arc::new(Clock::new(pd.clone(), progress.clone()));
     let now = clock.start().await?;
 
-    let group_bytes = usize::try_from(config.storage.group_commit_size.as_u64())?;
-    let slow = Duration::try_from_secs_f64(config.storage.slow_write_threshold)?;
-    let (writer, handle) =
-        Writer::new(appender, reader.clone(), progress.clone(), &recovered, group_bytes, slow);
-    // Holds the directory's lock until the last write is made.
-    let lock = data_dir.clone();
     // Only now: whoever connects is answered at once. TiDB would wait for the whole of its write-timeout.
     let listener = Listener::tcp(&config.listen_addr()).await.context("addr")?;
     let addr = listener.local_addr().ok_or_else(|| anyhow!("the listener has no address"))?;
@@ -168,6 +168,12 @@ async fn start(
     let node_id = data_dir.node_id(flag, addr.port())?;
     let host = config.registered_addr(addr);
 
+    let group_bytes = usize::try_from(config.storage.group_commit_size.as_u64())?;
+    let slow = Duration::try_from_secs_f64(config.storage.slow_write_threshold)?;
+    let (writer, handle) =
+        Writer::new(appender, reader.clone(), progress.clone(), &recovered, group_bytes, slow);
+    // Holds the directory's lock until the last write is made.
+    let lock = data_dir.clone();
     tasks.spawn_blocking("writer", move || {
         let result = writer.run();
         drop(lock);
@@ -244,23 +250,24 @@ async fn start(
             clock: clock.clone(),
             values: config.show_row_values,
         },
+        inspecting: Arc::new(Semaphore::new(1)),
     };
     let mut listeners = vec![listener];
     if !config.socket.is_empty() {
         let path = config.socket.strip_prefix("unix://").unwrap_or(&config.socket);
         listeners.push(Listener::unix(path.as_ref()).await.context("socket")?);
     }
-        inspecting: Arc::new(Semaphore::new(1)),
     let limits = ServeLimits {
         drain: DRAIN_CALLS,
+        max_concurrent_streams: Some(STREAMS),
         max_connections: config.max_connections as usize,
         ..ServeLimits::default()
     };
     let port = Port::new(intake, pull, drain, config.max_pull_streams as usize, http);
     tasks.spawn("port", node::serve::serve(listeners, port, tls, limits, going_down.clone()));
 
-        max_concurrent_streams: Some(STREAMS),
     status.fill(node_id.clone(), cluster_id, state.clone(), progress.clone(), disk, readers, reader.clone());
+    settlement.fill(handle.clone(), progress.clone());
     let policy = Policy {
         keep: config.gc.get(),
         size: config.gc_size.map(|size| size.as_u64()),
@@ -268,6 +275,7 @@ async fn start(
     };
     let housekeeping = Housekeeping {
         node_id: node_id.clone(),
+        health: health.clone(),
         pd: pd.clone(),
         registry: registry.clone(),
         progress: progress.clone(),
