@@ -2,7 +2,7 @@
 //!
 //! Start: data directory, PD, store (with everything it has to verify), one tick; then the port, then membership. Until then
 //! nobody can connect, so that TiDB is refused and not kept waiting. End: on a wish to end membership publishes it first
-//! (13 s at most), then everything is cancelled together and has [`DRAIN`]; the writer goes last, when nobody is left to
+//! ([`LEAVE`] at most), then everything is cancelled together and has [`DRAIN`]; the writer goes last, when nobody is left to
 //! write. What blocks longer than that is left behind as by a crash.
 
 use std::sync::Arc;
@@ -39,7 +39,11 @@ use crate::status::StatusPage;
 use crate::store::{self, Options};
 use crate::writer::Writer;
 
-/// How long everything may take to end once it was asked to.
+/// How long membership may take to publish that this pump leaves, when a signal asked for it: the registry answers or gives up
+/// within five seconds, twice, and commits under way are waited for between.
+const LEAVE: Duration = Duration::from_secs(13);
+
+/// How long everything may take to end after that.
 const DRAIN: Duration = Duration::from_secs(15);
 
 /// Streams give way at once; calls under way get this long.
@@ -303,6 +307,18 @@ async fn start(
         update_clock: UpdateClock::new(now),
         health: health.clone(),
     };
+    tasks.spawn("leaving", leaving(shutdown.clone(), going_down.clone()));
     tasks.spawn("membership", membership.run(asked, shutdown.clone(), going_down));
     Ok((node_id, addr))
+}
+
+/// Ends all, by returning, when a signal's [`LEAVE`] is over; the entry in the registry then stays as it is.
+async fn leaving(asked: Shutdown, going_down: Shutdown) -> anyhow::Result<()> {
+    let over = async {
+        asked.cancelled().await;
+        tokio::time::sleep(LEAVE).await;
+        warn!("the registry does not answer, the pump ends without its word");
+    };
+    let _ = going_down.unless(over).await;
+    Ok(())
 }

@@ -395,6 +395,18 @@ async fn sigterm_ends_a_busy_pump() {
     process.kill();
 }
 
+/// Nor does a registry that hangs keep it longer.
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_ends_a_pump_whose_registry_hangs() {
+    let site = Site::start().await;
+    let mut process = Process::start(&site, "p1").await;
+    site.etcd_gets("STOP");
+    let began = std::time::Instant::now();
+    process.signal("TERM");
+    process.ended().await;
+    assert!(began.elapsed() < std::time::Duration::from_secs(30), "{:?}", began.elapsed());
+}
+
 /// What stands in etcd is believed only if it is what it should be: a value that does not decode stops a joining pump with
 /// the key's name, since leaving a drainer out could lose its first binlogs.
 #[tokio::test(flavor = "multi_thread")]

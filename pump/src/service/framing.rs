@@ -73,6 +73,7 @@ pub(super) async fn receive(intake: &Intake, request: Request<Incoming>) -> Resu
         (body.rest(head, length as usize, None).await?, share)
     } else {
         let mut receiving = intake.budget.large(u64::from(length));
+        intake.make_room(&mut receiving, head.len() as u64).await?;
         let message = body.rest(head, length as usize, Some((intake, &mut receiving))).await?;
         (message, receiving.whole())
     };

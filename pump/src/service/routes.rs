@@ -299,6 +299,7 @@ mod tests {
     #[tokio::test]
     async fn a_call_counts_until_it_is_answered() {
         const CALLS: usize = 4;
+        const LONG: Duration = Duration::from_secs(60);
         let dir = tempfile::tempdir().unwrap();
         let pd = MockPd::start(Cluster::live(CLUSTER), "127.0.0.1:0", None).await.unwrap();
         let pd = Pd::connect(&[pd.url()], &Security::default()).await.unwrap();
@@ -343,11 +344,13 @@ mod tests {
             async move { client.write_binlog(request).await.map(drop) }
         };
         let waiting: Vec<_> = (1..=CALLS as i64).map(|start_ts| tokio::spawn(call(start_ts))).collect();
-        while intake.calls.available_permits() > 0 {
-            tokio::task::yield_now().await;
-        }
-        let refused = tokio::time::timeout(Duration::from_secs(60), call(9)).await;
-        let refused = refused.expect("an answer").unwrap_err();
+        let all_wait = async {
+            while intake.calls.available_permits() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(LONG, all_wait).await.expect("calls that wait for the writer hold their places");
+        let refused = tokio::time::timeout(LONG, call(9)).await.expect("an answer").unwrap_err();
         assert_eq!(refused.code(), Code::Aborted);
         assert!(refused.message().contains("too many calls"), "{}", refused.message());
         drop(writer);

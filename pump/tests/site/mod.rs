@@ -150,6 +150,13 @@ impl Site {
         }
     }
 
+    /// Sends etcd a signal by name: STOP, CONT.
+    pub fn etcd_gets(&self, signal: &str) {
+        let pid = self.etcd.child.id().to_string();
+        let sent = Command::new("kill").args(["-s", signal, &pid]).status().unwrap();
+        assert!(sent.success());
+    }
+
     pub fn etcd_url(&self) -> &str {
         &self.etcd.url
     }
