@@ -1,6 +1,7 @@
 //! Timestamps from PD: the ticks that move the watermark.
 //!
 //! One every `tick-interval`, one at once when a drainer waits, one whenever somebody needs to know what PD's newest is.
+//! Whether PD answers is known from the ticks, so that nobody has to find out by waiting.
 //! PD going back (a restored backup, a wrong PD) ends the pump: order could not be kept.
 
 use std::sync::Arc;
@@ -11,12 +12,16 @@ use node::admin::Health;
 use node::pd::{Pd, PdError};
 use node::shutdown::Shutdown;
 use tidb::ts::Tso;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::metrics;
 use crate::progress::Progress;
 use crate::writer::{Refusal, Write, WriteHandle};
+
+/// PD that has not answered for this long counts as silent.
+const SILENT: Duration = Duration::from_secs(1);
 
 /// How often an idle pump keeps its watermark.
 const SAVE_EVERY: Duration = Duration::from_secs(5);
@@ -26,12 +31,14 @@ pub struct Clock {
     pd: Pd,
     progress: Arc<Progress>,
     wanted: Notify,
+    /// Since when PD does not answer the ticks.
+    silent: watch::Sender<Option<Instant>>,
 }
 
 impl Clock {
     /// On a connected PD.
     pub fn new(pd: Pd, progress: Arc<Progress>) -> Self {
-        Self { pd, progress, wanted: Notify::new() }
+        Self { pd, progress, wanted: Notify::new(), silent: watch::Sender::new(None) }
     }
 
     /// A timestamp that PD gave out after this call began. The watermark has moved by it when this returns.
@@ -42,6 +49,21 @@ impl Clock {
         let now = self.pd.tso().await?;
         self.progress.tick(now);
         Ok(now)
+    }
+
+    /// As [`Self::fresh`]; `None` if PD does not answer, which is known at once where the ticks have found out already.
+    pub async fn fresh_if_heard(&self) -> Option<Tso> {
+        let mut silent = self.silent.subscribe();
+        tokio::select! {
+            biased;
+            _ = silent.wait_for(Option::is_some) => None,
+            now = self.fresh() => now.ok(),
+        }
+    }
+
+    /// How long PD has been silent; `None` while it answers.
+    pub fn silence(&self) -> Option<Duration> {
+        self.silent.borrow().map(|since| since.elapsed())
     }
 
     /// The newest timestamp had so far.
@@ -85,18 +107,27 @@ impl Clock {
         shutdown: Shutdown,
     ) -> anyhow::Result<()> {
         let mut failing = false;
-        let mut saved = (tokio::time::Instant::now(), self.progress.watermark());
+        let mut saved = (Instant::now(), self.progress.watermark());
         loop {
             let due = async {
                 tokio::select! {
                     () = tokio::time::sleep(interval) => {}
                     () = self.wanted.notified() => {}
                 }
-                self.fresh().await
+                let mut answer = std::pin::pin!(self.fresh());
+                match tokio::time::timeout(SILENT, &mut answer).await {
+                    Ok(answer) => answer,
+                    Err(_) => {
+                        self.is_silent(true);
+                        health.set("pd", Err(format!("no timestamps for {SILENT:?}")));
+                        answer.await
+                    }
+                }
             };
             match shutdown.unless(due).await {
                 None => return Ok(()),
                 Some(Ok(_)) => {
+                    self.is_silent(false);
                     if failing {
                         info!("PD gives timestamps again");
                         failing = false;
@@ -105,6 +136,7 @@ impl Clock {
                 }
                 Some(Err(error)) if error.is_retryable() => {
                     metrics::pd_failed();
+                    self.is_silent(true);
                     if !failing {
                         warn!(%error, "PD gives no timestamps, the watermark stands still");
                         failing = true;
@@ -115,7 +147,7 @@ impl Clock {
             }
             let watermark = self.progress.watermark();
             if saved.0.elapsed() >= SAVE_EVERY && saved.1 < watermark {
-                saved = (tokio::time::Instant::now(), watermark);
+                saved = (Instant::now(), watermark);
                 match writer.write(Write::SaveWatermark, None).await {
                     // Without space it waits for the next time: a restart asks PD anyway.
                     Ok(_) | Err(Refusal::NoSpace) => {}
@@ -123,5 +155,15 @@ impl Clock {
                 }
             }
         }
+    }
+
+    fn is_silent(&self, silent: bool) {
+        self.silent.send_if_modified(|since| {
+            let changes = since.is_some() != silent;
+            if changes {
+                *since = silent.then(Instant::now);
+            }
+            changes
+        });
     }
 }

@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 use std::net::UdpSocket;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::Parser;
@@ -18,6 +19,9 @@ use tidb::ts::Tso;
 
 /// The largest message that gRPC's Go implementation, and so TiDB, can send.
 const GRPC_CEILING: u64 = (2 << 30) - 1;
+
+/// Whoever looks at the registry entry alone takes a node for dead after ten seconds.
+const LONGEST_HEARTBEAT: Duration = Duration::from_secs(8);
 
 /// Everything a pump can be told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -78,6 +82,9 @@ pub struct Config {
     pub storage: StorageConfig,
     /// Metrics, health, status: a listener of its own.
     pub admin: AdminConfig,
+    /// The original's push gateway, by flag only; without effect.
+    #[serde(skip)]
+    pub metrics_addr: Option<String>,
 }
 
 /// `[storage]`.
@@ -167,6 +174,7 @@ impl Default for Config {
             security: Security::default(),
             storage: StorageConfig::default(),
             admin: AdminConfig::on("127.0.0.1:8251"),
+            metrics_addr: None,
         }
     }
 }
@@ -227,6 +235,12 @@ impl Config {
         LogConfig { level: self.log_level.clone(), format: self.log_format, file: self.log_file.clone() }
     }
 
+    /// Between two rewrites of the registry entry: an entry not rewritten for 10 s counts as dead, if it has no lease beside
+    /// it.
+    pub fn heartbeat(&self) -> Duration {
+        self.heartbeat_interval.get().min(LONGEST_HEARTBEAT)
+    }
+
     /// Keys that are set away from their default but have no effect here, for a warning at start.
     pub fn ignored(&self) -> Vec<&'static str> {
         let default = StorageConfig::default();
@@ -239,6 +253,14 @@ impl Config {
         }
         if self.storage.kv != default.kv {
             ignored.push("storage.kv (there is no LSM tree to tune)");
+        }
+        if self.heartbeat_interval.get() > LONGEST_HEARTBEAT {
+            ignored.push(
+                "heartbeat-interval above 8s (an entry not rewritten for 10s would count as dead; 8s it is)",
+            );
+        }
+        if self.metrics_addr.is_some() {
+            ignored.push("metrics-addr (nothing is pushed; scrape /metrics)");
         }
         ignored
     }
@@ -277,10 +299,6 @@ impl Validate for Config {
             if duration.get().is_zero() {
                 return Err(Invalid::new(field, "must be greater than zero"));
             }
-        }
-        if self.heartbeat_interval.get().as_secs() > 8 {
-            let reason = "must not exceed 8s: an entry not rewritten for 10s counts as dead";
-            return Err(Invalid::new("heartbeat-interval", reason));
         }
         for (field, size) in [
             ("max-message-size", self.max_message_size),
@@ -457,6 +475,7 @@ impl Flags {
         let size = self.max_message_size.map(|size| ByteSize(size.as_u64().min(GRPC_CEILING)));
         overlay(&mut config.max_message_size, size);
         overlay(&mut config.admin.addr, self.admin_addr);
+        overlay(&mut config.metrics_addr, self.metrics_addr.filter(|addr| !addr.is_empty()).map(Some));
         config.max_message_size = ByteSize(config.max_message_size.as_u64().min(GRPC_CEILING));
         config.validate()?;
         Ok(config)
@@ -530,7 +549,7 @@ mod tests {
             (["-addr", "0.0.0.0:8250", "-gc", "7"], "advertise-addr"),
             (["-addr", "h:1", "-pd-urls", "a:2379"], "pd-urls"),
             (["-addr", "h:1", "-node-id", "a/b"], "node-id"),
-            (["-addr", "h:1", "-heartbeat-interval", "60"], "heartbeat-interval"),
+            (["-addr", "h:1", "-heartbeat-interval", "0"], "heartbeat-interval"),
             (["-addr", "h:1", "-max-message-size", "5"], "max-message-size"),
             (["-addr", "h:1", "-gc", "0"], "gc"),
             (["-addr", "h:1", "-gc-size", "0"], "gc-size"),
@@ -541,5 +560,17 @@ mod tests {
             }
         }
         assert!(flags(&["-addr", "0.0.0.0:8250", "-advertise-addr", "http://pump-1:8250"]).is_ok());
+    }
+
+    #[test]
+    fn what_the_original_would_have_done_is_named() {
+        let plain = flags(&["-addr", "h:1", "-metrics-addr", ""]).unwrap();
+        assert_eq!((plain.ignored(), plain.heartbeat()), (Vec::new(), Duration::from_secs(2)));
+        let config =
+            flags(&["-addr", "h:1", "-heartbeat-interval", "60", "-metrics-addr", "push:9091"]).unwrap();
+        assert_eq!(config.heartbeat(), Duration::from_secs(8));
+        let ignored = config.ignored();
+        assert_eq!(ignored.len(), 2);
+        assert!(ignored[0].starts_with("heartbeat-interval") && ignored[1].starts_with("metrics-addr"));
     }
 }

@@ -21,10 +21,11 @@ use node::pd::Pd;
 use node::registry::{NodeKind, NodeState, Registry};
 use node::shutdown::Shutdown;
 use tidb::ts::Tso;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::budget::ReceiveBudget;
 use crate::metrics;
 use crate::progress::Progress;
 use crate::resolver::Forgotten;
@@ -67,7 +68,7 @@ pub struct Housekeeping {
     pub forgotten: Arc<Forgotten>,
     /// Whether the pump has left.
     pub state: Arc<StateCell>,
-    /// Where gaps are named.
+    /// Where gaps are named, and that the safe point is not held.
     pub health: Health,
     /// Gaps that end at or below it are known to the operator.
     pub accept_gaps_upto: Tso,
@@ -75,8 +76,8 @@ pub struct Housekeeping {
     pub policy: Policy,
     /// Asks for a run of retention now.
     pub trigger: Arc<Notify>,
-    /// The receive budget and its size, for metrics.
-    pub budget: (Arc<Semaphore>, u32),
+    /// For metrics.
+    pub budget: ReceiveBudget,
 }
 
 impl Housekeeping {
@@ -123,8 +124,7 @@ impl Housekeeping {
     }
 
     fn measure(&self) {
-        let used = self.budget.1 as usize - self.budget.0.available_permits().min(self.budget.1 as usize);
-        metrics::progress(&self.progress.snapshot(), used, self.reader.size());
+        metrics::progress(&self.progress.snapshot(), self.budget.used(), self.reader.size());
         metrics::in_memory(self.reader.waiting());
         let gaps = self.reader.gaps_within(self.accept_gaps_upto, Tso::MAX);
         metrics::open_gaps(gaps.len());
@@ -157,13 +157,20 @@ impl Housekeeping {
 
     async fn hold_safe_point(&self) {
         let wanted = self.progress.watermark();
-        match self.pd.update_service_safe_point(&self.service(), REMEMBER, wanted).await {
+        let held = self.pd.update_service_safe_point(&self.service(), REMEMBER, wanted).await;
+        let state =
+            held.as_ref().map(|_| ()).map_err(|error| format!("not held, so TiKV is not asked: {error}"));
+        self.health.set("safe point", state);
+        match held {
             Ok(smallest) if smallest > wanted => {
                 warn!(%wanted, %smallest, "TiKV may have forgotten transactions that are open here");
                 self.forgotten.below(smallest);
             }
             Ok(_) => self.forgotten.below(Tso::ZERO),
-            Err(error) => warn!(%error, "cannot hold the service safe point, trying again"),
+            Err(error) => {
+                metrics::safe_point_failed();
+                warn!(%error, "cannot hold the service safe point, trying again");
+            }
         }
     }
 

@@ -12,6 +12,7 @@
 //! Always forward: nothing downstream calls back. What a drainer has made durable comes back through the registry only,
 //! where `housekeeping` reads it. `ARCHITECTURE.md` beside this crate says why; each module says what it promises.
 
+pub mod budget;
 pub mod clock;
 pub mod config;
 mod decider;
@@ -26,6 +27,7 @@ pub mod resolver;
 pub mod retention;
 mod run;
 pub mod service;
+mod settle;
 pub mod sorter;
 pub mod state;
 mod status;

@@ -1,6 +1,7 @@
 //! `pump`: receives, stores and serves the binlogs of TiDB.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use node::shutdown::Shutdown;
 use node::telemetry::Telemetry;
@@ -12,6 +13,9 @@ use tokio::sync::oneshot;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// What still blocks a thread then is left behind: the store survives `kill -9`.
+const LAST_WAIT: Duration = Duration::from_secs(1);
+
 fn main() -> ExitCode {
     let config = match Flags::from_command_line(std::env::args_os()).resolve() {
         Ok(config) => config,
@@ -21,11 +25,16 @@ fn main() -> ExitCode {
         Ok(telemetry) => telemetry,
         Err(error) => return fail(&error),
     };
-    serve(config, telemetry)
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error),
+    };
+    let code = runtime.block_on(serve(config, telemetry));
+    runtime.shutdown_timeout(LAST_WAIT);
+    code
 }
 
 /// 0: ended as asked. 2: could not start. 1: broke later.
-#[tokio::main]
 async fn serve(config: Config, telemetry: Telemetry) -> ExitCode {
     let shutdown = match Shutdown::on_signals() {
         Ok(shutdown) => shutdown,

@@ -1,8 +1,9 @@
 //! Wires the parts and runs them until the end.
 //!
-//! Start: data directory, PD, store (with everything it has to verify), one tick; then the port, then membership. End: on a
-//! wish to end membership publishes it first, then everything is cancelled together; the writer goes last, when nobody is
-//! left to write.
+//! Start: data directory, PD, store (with everything it has to verify), one tick; then the port, then membership. Until then
+//! nobody can connect, so that TiDB is refused and not kept waiting. End: on a wish to end membership publishes it first
+//! ([`LEAVE`] at most), then everything is cancelled together and has [`DRAIN`]; the writer goes last, when nobody is left to
+//! write. What blocks longer than that is left behind as by a crash.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use node::telemetry::Telemetry;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tracing::{info, warn};
 
+use crate::budget::ReceiveBudget;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::disk::Disk;
@@ -30,17 +32,26 @@ use crate::readers::Readers;
 use crate::resolver::{Asker, Forgotten, Hints, Resolver, Tikv};
 use crate::retention::Policy;
 use crate::service::{DrainService, Http, Inspector, Intake, Port, PullService, calls_within};
+use crate::settle::Settlement;
 use crate::sorter::Sorter;
 use crate::state::StateCell;
 use crate::status::StatusPage;
 use crate::store::{self, Options};
 use crate::writer::Writer;
 
-/// How long everything may take to end once it was asked to.
+/// How long membership may take to publish that this pump leaves, when a signal asked for it: the registry answers or gives up
+/// within five seconds, twice, and commits under way are waited for between.
+const LEAVE: Duration = Duration::from_secs(13);
+
+/// How long everything may take to end after that.
 const DRAIN: Duration = Duration::from_secs(15);
 
 /// Streams give way at once; calls under way get this long.
 const DRAIN_CALLS: Duration = Duration::from_secs(5);
+
+/// Requests under way on one connection. TiDB makes one for each prewrite and commit, over few connections: thousands at a
+/// time, when the disk is slow.
+const STREAMS: u32 = 16 * 1024;
 
 /// The longest pause between fakes on an original stream while the watermark moves.
 const FAKES: Duration = Duration::from_millis(100);
@@ -87,12 +98,17 @@ pub async fn run_with(
 
     let status = StatusPage::default();
     let page = status.clone();
-    let admin = Admin::new(telemetry.clone(), health.clone()).status(move || page.render());
+    let settlement = Settlement::default();
+    let admin = Admin::new(telemetry.clone(), health.clone())
+        .status(move || page.render())
+        .protected(settlement.clone().routes());
     let admin = admin.bind(&config.admin).await?;
     let admin_addr = admin.local_addr();
     tasks.spawn("admin", admin.run(going_down.clone()));
 
-    let began = shutdown.unless(start(&config, telemetry, &health, status, &shutdown, &mut tasks)).await;
+    let began = shutdown
+        .unless(start(&config, telemetry, &health, (status, settlement), &shutdown, &mut tasks))
+        .await;
     match began {
         // Asked to end while starting, or unable to: end what runs already.
         None => going_down.cancel(),
@@ -115,7 +131,7 @@ async fn start(
     config: &Config,
     telemetry: Telemetry,
     health: &Health,
-    status: StatusPage,
+    (status, settlement): (StatusPage, Settlement),
     shutdown: &Shutdown,
     tasks: &mut Tasks,
 ) -> anyhow::Result<(String, std::net::SocketAddr)> {
@@ -126,12 +142,6 @@ async fn start(
     let pd = Pd::connect_until(&config.pd_urls(), &config.security, shutdown).await?;
     let cluster_id = pd.cluster_id();
     data_dir.claim_cluster(cluster_id)?;
-
-    let listener = Listener::tcp(&config.listen_addr()).await.context("addr")?;
-    let addr = listener.local_addr().ok_or_else(|| anyhow!("the listener has no address"))?;
-    let flag = (!config.node_id.is_empty()).then_some(config.node_id.as_str());
-    let node_id = data_dir.node_id(flag, addr.port())?;
-    let host = config.registered_addr(addr);
 
     let disk = Arc::new(Disk::examine(data_dir.path(), config.storage.stop_write_at_available_space)?);
     let mut options = Options::for_volume(disk.capacity());
@@ -150,14 +160,21 @@ async fn start(
     );
     health.set("store", Ok(()));
     let registry = Registry::new(pd.etcd());
-    if recovered.empty {
-        membership::refuse_lost_store(&registry, &node_id, data_dir.path()).await?;
-    }
 
     let pending = recovered.pending.iter().map(|open| (open.start_ts, open.floor));
     let progress = Arc::new(Progress::new(Sorter::recover(pending, recovered.watermark)));
     let clock = Arc::new(Clock::new(pd.clone(), progress.clone()));
     let now = clock.start(recovered.newest).await?;
+
+    // Only now: whoever connects is answered at once. TiDB would wait for the whole of its write-timeout.
+    let listener = Listener::tcp(&config.listen_addr()).await.context("addr")?;
+    let addr = listener.local_addr().ok_or_else(|| anyhow!("the listener has no address"))?;
+    let flag = (!config.node_id.is_empty()).then_some(config.node_id.as_str());
+    let node_id = data_dir.node_id(flag, addr.port())?;
+    let host = config.registered_addr(addr);
+    if recovered.empty {
+        membership::refuse_lost_store(&registry, &node_id, data_dir.path()).await?;
+    }
 
     let group_bytes = usize::try_from(config.storage.group_commit_size.as_u64())?;
     let slow = Duration::try_from_secs_f64(config.storage.slow_write_threshold)?;
@@ -191,16 +208,14 @@ async fn start(
 
     let readers = Arc::new(Readers::default());
     let budget_total = u32::try_from(config.receive_budget.as_u64())?;
-    let budget = Arc::new(Semaphore::new(budget_total as usize));
+    let budget = ReceiveBudget::new(budget_total);
     let retention = Arc::new(Notify::new());
     let pull_budget = usize::try_from(config.pull_budget.as_u64())?;
-    let slots = Arc::new(Semaphore::new(config.max_pull_streams as usize));
     let intake = Arc::new(Intake {
         cluster_id,
         max_message: config.max_message_size.as_u64(),
         calls: Arc::new(Semaphore::new(calls_within(budget_total))),
         budget: budget.clone(),
-        budget_total,
         state: state.clone(),
         disk: disk.clone(),
         clock: clock.clone(),
@@ -213,7 +228,6 @@ async fn start(
         reader: reader.clone(),
         progress: progress.clone(),
         budget: pull_budget,
-        slots: slots.clone(),
         accept_gaps_upto: config.accept_gaps_upto,
         fake_interval: FAKES.min(config.gen_binlog_interval.get()),
         shutdown: going_down.clone(),
@@ -225,7 +239,6 @@ async fn start(
         clock: clock.clone(),
         readers: readers.clone(),
         budget: pull_budget,
-        slots,
         shutdown: going_down.clone(),
     };
     let (actions, asked) = mpsc::channel(1);
@@ -245,6 +258,7 @@ async fn start(
             clock: clock.clone(),
             values: config.show_row_values,
         },
+        inspecting: Arc::new(Semaphore::new(1)),
     };
     let mut listeners = vec![listener];
     if !config.socket.is_empty() {
@@ -253,13 +267,15 @@ async fn start(
     }
     let limits = ServeLimits {
         drain: DRAIN_CALLS,
+        max_concurrent_streams: Some(STREAMS),
         max_connections: config.max_connections as usize,
         ..ServeLimits::default()
     };
-    let port = Port::new(intake, pull, drain, http);
+    let port = Port::new(intake, pull, drain, config.max_pull_streams as usize, http);
     tasks.spawn("port", node::serve::serve(listeners, port, tls, limits, going_down.clone()));
 
     status.fill(node_id.clone(), cluster_id, state.clone(), progress.clone(), disk, readers, reader.clone());
+    settlement.fill(handle.clone(), progress.clone());
     let policy = Policy {
         keep: config.gc.get(),
         size: config.gc_size.map(|size| size.as_u64()),
@@ -278,7 +294,7 @@ async fn start(
         accept_gaps_upto: config.accept_gaps_upto,
         policy,
         trigger: retention,
-        budget: (budget, budget_total),
+        budget,
     };
     tasks.spawn("housekeeping", housekeeping.run(going_down.clone()));
 
@@ -294,10 +310,22 @@ async fn start(
         reader,
         writer: handle,
         security: config.security.clone(),
-        heartbeat: config.heartbeat_interval.get(),
+        heartbeat: config.heartbeat(),
         update_clock: UpdateClock::new(now),
         health: health.clone(),
     };
+    tasks.spawn("leaving", leaving(shutdown.clone(), going_down.clone()));
     tasks.spawn("membership", membership.run(asked, shutdown.clone(), going_down));
     Ok((node_id, addr))
+}
+
+/// Ends all, by returning, when a signal's [`LEAVE`] is over; the entry in the registry then stays as it is.
+async fn leaving(asked: Shutdown, going_down: Shutdown) -> anyhow::Result<()> {
+    let over = async {
+        asked.cancelled().await;
+        tokio::time::sleep(LEAVE).await;
+        warn!("the registry does not answer, the pump ends without its word");
+    };
+    let _ = going_down.unless(over).await;
+    Ok(())
 }

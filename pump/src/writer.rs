@@ -19,9 +19,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tidb::ts::{CommitTs, StartTs, Tso};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
+use crate::budget::Share;
 use crate::decider::{Decider, Group};
 use crate::metrics;
 use crate::progress::Progress;
@@ -143,12 +144,12 @@ struct Job {
 struct Caller {
     answer: oneshot::Sender<Result<Outcome, Refusal>>,
     /// The share of the receive budget that the write holds until it is answered.
-    permit: Option<OwnedSemaphorePermit>,
+    share: Option<Share>,
 }
 
 impl Caller {
     fn answer(self, answer: Result<Outcome, Refusal>) {
-        drop(self.permit);
+        drop(self.share);
         // The caller may have given up; the write is durable all the same.
         let _ = self.answer.send(answer);
     }
@@ -162,18 +163,14 @@ pub struct WriteHandle {
 
 impl WriteHandle {
     /// Waits until the write is durable. Not cancel-safe in one respect: when the future is dropped the write may still
-    /// be made. `permit` is held until then.
+    /// be made. `share` is held until then.
     ///
     /// # Errors
     /// The write contradicts what is stored, or the pump is going down.
-    pub async fn write(
-        &self,
-        write: Write,
-        permit: Option<OwnedSemaphorePermit>,
-    ) -> Result<Outcome, Refusal> {
+    pub async fn write(&self, write: Write, share: Option<Share>) -> Result<Outcome, Refusal> {
         let (answer, answered) = oneshot::channel();
         self.queue
-            .send(Job { write, caller: Caller { answer, permit } })
+            .send(Job { write, caller: Caller { answer, share } })
             .await
             .map_err(|_| Refusal::Stopped)?;
         answered.await.unwrap_or(Err(Refusal::Stopped))
@@ -349,7 +346,7 @@ mod tests {
                 .into_iter()
                 .map(|write| {
                     let (answer, answered) = oneshot::channel();
-                    let caller = Caller { answer, permit: None };
+                    let caller = Caller { answer, share: None };
                     self.handle.queue.try_send(Job { write, caller }).ok().unwrap();
                     answered
                 })

@@ -19,6 +19,7 @@ use site::{CLUSTER, Drainer, Process, Site, Txn, is_fake, soon, until};
 use tidb::ts::{CommitTs, Tso};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tonic::codec::CompressionEncoding;
 
 /// A moment just before the recorded conversations, whose timestamps are their own.
 const RECORDED_MS: u64 = 1_700_000_000_000;
@@ -329,6 +330,8 @@ async fn metrics_have_the_originals_names() {
         "binlog_pump_storage_query_tikv_count ",
         r#"binlog_pump_storage_error_count{type="write_binlog"} "#,
         r#"binlog_pump_storage_error_count{type="read_value"} 0"#,
+        r#"binlog_pump_storage_error_count{type="batch_write_kv"} 0"#,
+        r#"binlog_pump_storage_error_count{type="feed_pre_write_value"} 0"#,
         r#"binlog_pump_storage_write_binlog_size_bucket{label="single",le="16"}"#,
         r#"binlog_pump_storage_write_binlog_size_bucket{label="batch",le="16"}"#,
         r#"binlog_pump_storage_write_binlog_duration_time_bucket{label="batch""#,
@@ -422,6 +425,15 @@ async fn tls_on_every_link() {
     let mut puller = tidb.client.clone();
     let pulled = site::pull_original(&mut puller, Tso::ZERO, commit_ts.0).await.unwrap();
     assert_eq!(pulled.last().unwrap().1, commit_ts.get());
+
+    // Compressed on the way, both ways.
+    let mut zipped = client(&authority.issue("tidb"));
+    zipped.client =
+        zipped.client.send_compressed(CompressionEncoding::Gzip).accept_compressed(CompressionEncoding::Gzip);
+    let txn = Txn::begin(&cluster, vec![7; 1 << 20]);
+    let commit_ts = txn.run(&cluster, &zipped).await;
+    let pulled = site::pull_original(&mut zipped.client, Tso::ZERO, commit_ts.0).await.unwrap();
+    assert_eq!(pulled.last().unwrap().2.prewrite_value, Some(txn.value));
 
     // Another name, no certificate, no TLS: none gets through.
     let nameless = Security { ssl_ca: authority.file("ca.pem"), ..Security::default() };

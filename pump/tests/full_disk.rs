@@ -80,6 +80,20 @@ async fn refuses_and_recovers(limit: &str) {
     assert!(refused.message().contains("no available space"), "{refused}");
     assert!(open.len() > 16 * 16, "only {} went in", open.len());
 
+    if limit != "0 B" {
+        // TiDB asks whether it may come back: not yet. (The disk is looked at every three seconds.)
+        until("a probe is refused", || {
+            let probe = probe.probe();
+            async {
+                let refused = probe.await.err();
+                refused.is_some_and(|refused| {
+                    refused.code() == Code::Aborted && refused.message().contains("no available space")
+                })
+            }
+        })
+        .await;
+    }
+
     // Everything that is stored can be completed, on the same connection.
     let mut expected = Vec::new();
     for txn in &open {

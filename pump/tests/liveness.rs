@@ -9,11 +9,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use node::registry::NodeKind;
 use schemas::errorpb;
 use schemas::kvrpcpb::{Action, CheckTxnStatusRequest, CheckTxnStatusResponse, KeyError};
 use simulator::transactions::{End, Transaction};
 use site::{Drainer, Process, Site, Txn, UnderLoad, light, registered, soon, until};
-use tidb::ts::Tso;
+use tidb::ts::{CommitTs, StartTs, Tso};
 use tokio::task::JoinSet;
 use tonic::Status;
 
@@ -55,6 +56,14 @@ async fn dangling_prewrites_under_load_do_not_stop_the_stream() {
         load.goes_on(50).await;
         drainer.reach(cluster.tso()).await;
     }
+    // Those that live are asked about once a second, and hold the watermark for no longer.
+    let end = cluster.tso().physical_ms() + 5_000;
+    let mut longest = 0.0_f64;
+    while cluster.tso().physical_ms() < end {
+        assert_eq!(drainer.step().await.unwrap(), None);
+        longest = longest.max(cluster.tso().seconds_since(drainer.watermark));
+    }
+    assert!(longest < 3.0, "the watermark was {longest} s behind");
     let report = load.end().await;
     assert!(report.rolled_back > 0 && report.lost == 0);
     for locked in &living {
@@ -123,11 +132,12 @@ async fn aborted_transactions_hold_the_watermark_for_less_than_two_seconds() {
 const HONEST: usize = 0;
 const SLOW: usize = 1;
 const SILENT: usize = 2;
-const BAD: [&str; 7] = [
+const BAD: [&str; 8] = [
     "fails",
     "committed before it began",
     "committed in the future",
     "pushed to nowhere",
+    "pushed without a lock",
     "key error",
     "unheard of region error",
     "all at once",
@@ -161,6 +171,9 @@ fn distort(
                 }),
                 ..blank()
             }),
+            "pushed without a lock" => {
+                Ok(CheckTxnStatusResponse { action: Action::MinCommitTsPushed.into(), ..blank() })
+            }
             "key error" => {
                 let error = KeyError { abort: "not now".into(), ..KeyError::default() };
                 Ok(CheckTxnStatusResponse { error: Some(error), ..blank() })
@@ -256,12 +269,51 @@ async fn without_pd_the_stream_waits() {
     pump.stop().await.unwrap();
 }
 
+/// A pump that is cut off from PD while TiDB is not: timestamps run away from what the pump knows, and it takes everything
+/// all the same, at once as soon as it has noticed. What PD cannot have given out it still refuses.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pump_cut_off_from_pd_goes_on_taking_binlogs() {
+    let mut site = Site::start().await;
+    let pump = site.pump("p1").await;
+    let (cluster, tidb) = (site.cluster.clone(), pump.tidb());
+    let mut drainer = Drainer::open(pump.at.addr, cluster.tso()).await.unwrap();
+    drainer.reach(cluster.tso()).await;
+    site.pd_is(false).await;
+    until("it has noticed", || async { !pump.is_ready().await }).await;
+    let known = pump.status().await["newest_timestamp"].as_u64().unwrap();
+    // The cluster is a minute on; the pump has seen some seconds pass.
+    cluster.advance(Duration::from_secs(50));
+    let mut last = Tso::ZERO;
+    let began = std::time::Instant::now();
+    for i in 0..20 {
+        last = Txn::begin(&cluster, format!("cut off {i}")).run(&cluster, &tidb).await.0;
+    }
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?} for twenty transactions", began.elapsed());
+    // A commit_ts from another world; its prewrite is no harm.
+    let foreign = Txn::begin(&cluster, "foreign");
+    tidb.write(&foreign.prewrite()).await.unwrap();
+    let at = CommitTs(Tso::from_parts(cluster.tso().physical_ms() + 3_600_000, 0));
+    let refused = tidb.write(&foreign.commit(at)).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Aborted);
+    assert!(refused.message().contains("ahead of PD's newest timestamp"), "{}", refused.message());
+    assert_eq!(pump.status().await["newest_timestamp"].as_u64(), Some(known));
+    site.pd_is(true).await;
+    drainer.reach(last).await;
+    site::assert_complete(&site, [&drainer]);
+    // With PD's word a start_ts that it has not given out is refused again.
+    let other = StartTs(Tso::from_parts(cluster.tso().physical_ms() + 3_600_000, 0));
+    let other = Txn { start_ts: other, ..foreign };
+    let refused = tidb.write(&other.prewrite()).await.unwrap_err();
+    assert!(refused.message().contains("ahead of PD's newest timestamp"), "{}", refused.message());
+    pump.stop().await.unwrap();
+}
+
 /// 100,000 transactions open at a time, in a stated amount of memory, and through a restart.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_thousand_open_prewrites_fit() {
     const OPEN: usize = 100_000;
-    /// What docs/pump.md states for them, over what an idle pump has; twice that, since freed memory is not given back at once.
-    const BUDGET: u64 = 2 * (64 << 20);
+    /// What docs/pump.md states for them, over what an idle pump has.
+    const BUDGET: u64 = 96 << 20;
     let site = Site::start().await;
     let process = Process::start(&site, "p1").await;
     let cluster = &site.cluster;
@@ -321,7 +373,18 @@ async fn a_stopped_pump_goes_on_in_order() {
     }
     load.goes_on(200).await;
     second.reach(cluster.tso()).await;
+    // Until it counts as dead.
+    until("its lease runs out", || async {
+        let entry = site.registry.get(NodeKind::Pump, "p1").await.unwrap().unwrap();
+        entry.side.is_none()
+    })
+    .await;
     stopped.signal("CONT");
+    until("it lives again", || async {
+        let entry = site.registry.get(NodeKind::Pump, "p1").await.unwrap().unwrap();
+        entry.side.is_some()
+    })
+    .await;
 
     for stored in soon("the late copies are taken", waiting.join_all()).await {
         stored.unwrap();

@@ -10,7 +10,7 @@ use node::registry::{NodeKind, NodeRecord, NodeState, Side};
 use node::shutdown::Shutdown;
 use schemas::binlog::cistern_server::{Cistern, CisternServer};
 use schemas::binlog::{NotifyReq, NotifyResp};
-use site::{Drainer, Process, Site, Tidb, Txn, UnderLoad, light, registered, soon, until};
+use site::{Drainer, Process, Site, SlowPd, Tidb, Txn, UnderLoad, light, registered, soon, until};
 use tidb::ts::{CommitTs, Tso};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
@@ -409,6 +409,23 @@ async fn one_pump_of_three_dies_and_comes_back() {
     back.kill();
 }
 
+/// Whoever connects to a pump that is still starting is refused at once, and does not wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_port_opens_when_the_pump_can_answer() {
+    let site = Site::start().await;
+    let pd = SlowPd::start().await;
+    let addr = format!("127.0.0.1:{}", site::free_port());
+    let config = pump::config::Config { addr: addr.clone(), pd_urls: pd.url.clone(), ..site.config("p1") };
+    let shutdown = Shutdown::new();
+    let running = tokio::spawn(pump::run(config, node::telemetry::Telemetry::detached(), shutdown.clone()));
+    // The store is open, and the first tick is waited for.
+    soon("PD is asked for a timestamp", pd.asked.acquire()).await.unwrap().forget();
+    let refused = tokio::net::TcpStream::connect(&addr).await.unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    shutdown.cancel();
+    soon("the pump ends", running).await.unwrap().unwrap();
+}
+
 /// SIGTERM ends the process in good order within its deadline, whatever is open: a prewrite that nobody settles, a stream
 /// that nobody reads, a call that never says anything.
 #[tokio::test(flavor = "multi_thread")]
@@ -422,14 +439,29 @@ async fn sigterm_ends_a_busy_pump() {
     tidb.write(&open.prewrite()).await.unwrap();
     let _unread = Drainer::open(process.addr, Tso::ZERO).await.unwrap();
     let _silent = tokio::net::TcpStream::connect(process.addr).await.unwrap();
+    let began = std::time::Instant::now();
     process.signal("TERM");
     assert!(process.ended().await.success());
+    // What docs/pump.md promises.
+    assert!(began.elapsed() < std::time::Duration::from_secs(30), "{:?}", began.elapsed());
     assert_eq!(registered(&site.registry, "p1").await, Some(NodeState::Paused));
     // Nothing of it is lost.
     let process = process.again(&site).await;
     let commit_ts = cluster.commit_now(open.start_ts).unwrap();
     Drainer::open(process.addr, Tso::ZERO).await.unwrap().reach(commit_ts.0).await;
     process.kill();
+}
+
+/// Nor does a registry that hangs keep it longer.
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_ends_a_pump_whose_registry_hangs() {
+    let site = Site::start().await;
+    let mut process = Process::start(&site, "p1").await;
+    site.etcd_hangs(true);
+    let began = std::time::Instant::now();
+    process.signal("TERM");
+    process.ended().await;
+    assert!(began.elapsed() < std::time::Duration::from_secs(30), "{:?}", began.elapsed());
 }
 
 /// What stands in etcd is believed only if it is what it should be: a value that does not decode stops a joining pump with

@@ -515,7 +515,7 @@ async fn a_commit_after_tikv_said_rolled_back_is_emitted_or_declared_lost() {
     tidb.write(&behind.commit(behind_at)).await.unwrap();
     // PD is asked for this one now, so it lies ahead of everything that was handed out.
     cluster.advance(std::time::Duration::from_secs(2));
-    let ahead_at = CommitTs(Tso::from_parts(cluster.newest().physical_ms() + 1_000, 0));
+    let ahead_at = CommitTs(Tso::from_parts(cluster.tso().physical_ms() + 1_000, 0));
     tidb.write(&ahead.commit(ahead_at)).await.unwrap();
     cluster.advance(std::time::Duration::from_secs(2));
     drainer.reach(ahead_at.0).await;

@@ -52,11 +52,12 @@ pub(super) struct Answered {
 }
 
 impl Asker {
-    /// Questions about these, at one T; none if PD does not answer, or has not said yet what TiKV may have forgotten.
+    /// Questions about these, at one T; none if PD does not answer, or has not said yet what TiKV may have forgotten. With
+    /// each goes its primary key if that is known already; otherwise it is read, one payload at a time.
     ///
     /// # Errors
     /// PD went back; the store cannot be read.
-    pub(super) async fn prepare(&self, due: Vec<StartTs>) -> anyhow::Result<Vec<Question>> {
+    pub(super) async fn prepare(&self, due: Vec<(StartTs, Option<Bytes>)>) -> anyhow::Result<Vec<Question>> {
         // Before asking: what TiKV says holds at a later moment.
         let now = match self.clock.fresh().await {
             Ok(now) => now,
@@ -67,8 +68,11 @@ impl Asker {
             return Ok(Vec::new());
         };
         let reader = self.reader.clone();
-        let question = move |start_ts| {
-            let key = primary_key(&reader, start_ts)?;
+        let question = move |(start_ts, key): (StartTs, Option<Bytes>)| {
+            let key = match key {
+                Some(key) => key,
+                None => primary_key(&reader, start_ts)?,
+            };
             Ok::<_, anyhow::Error>(Question {
                 start_ts,
                 key,
@@ -123,9 +127,10 @@ impl Asker {
 }
 
 /// Of an open prewrite. Open in the sorter means that it is being written or is written; not yet there: no key to ask for.
+/// A copy: a part of the payload would keep all of it in memory.
 fn primary_key(reader: &Reader, start_ts: StartTs) -> anyhow::Result<Bytes> {
     let payload = reader.prewrite(start_ts)?.unwrap_or_default();
     let binlog = Binlog::decode(payload)
         .map_err(|error| anyhow::anyhow!("stored prewrite {start_ts} does not decode: {error}"))?;
-    Ok(binlog.prewrite_key.unwrap_or_default())
+    Ok(Bytes::copy_from_slice(&binlog.prewrite_key.unwrap_or_default()))
 }

@@ -26,7 +26,8 @@
 //! transactions that live there. An open prewrite thus holds the watermark for [`PATIENCE`] and one question. A question
 //! that fails is repeated with growing pauses, per transaction. After a crash the open prewrites are asked about at once.
 //!
-//! Memory: about 200 bytes for an open prewrite in all (sorter and resolver); its payload stays on disk.
+//! Memory: about 200 bytes and the primary key for an open prewrite in all (sorter and resolver); its payload stays on
+//! disk, and is read once, for that key.
 
 mod ask;
 mod judge;
@@ -36,6 +37,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
@@ -116,6 +118,8 @@ struct Watched {
     due: Instant,
     /// PD's newest timestamp when it came under watch: it has been here at least since then.
     seen: Tso,
+    /// Of its own memory; known once it was read.
+    primary: Option<Bytes>,
     rollback_seen: bool,
     asking: bool,
     unpushable: bool,
@@ -124,7 +128,7 @@ struct Watched {
 
 impl Watched {
     fn new(due: Instant, seen: Tso, rollback_seen: bool) -> Self {
-        Self { due, seen, rollback_seen, asking: false, unpushable: false, failures: 0 }
+        Self { due, seen, primary: None, rollback_seen, asking: false, unpushable: false, failures: 0 }
     }
 }
 
@@ -211,10 +215,12 @@ impl Resolver {
             return Ok(());
         }
         let closing = self.state.get() == State::Closing;
-        let due: Vec<_> = due.into_iter().map(|(_, start_ts)| start_ts).collect();
+        let known = |start_ts| self.watched.get(&start_ts).and_then(|watched| watched.primary.clone());
+        let due: Vec<_> = due.into_iter().map(|(_, start_ts)| (start_ts, known(start_ts))).collect();
         for mut question in self.asker.prepare(due).await? {
             let Some(watched) = self.watched.get_mut(&question.start_ts) else { continue };
             watched.asking = true;
+            watched.primary = (!question.key.is_empty()).then(|| question.key.clone());
             question.rollback_seen = watched.rollback_seen;
             question.fence = closing && judge::is_fenceable(watched.seen, question.now);
             self.under_way.push(Box::pin(self.asker.clone().ask(question)));

@@ -259,13 +259,16 @@ fn interpret(response: &CheckTxnStatusResponse, start_ts: StartTs, now: Tso) -> 
         }
         return Ok(TxnStatus::Committed(commit_ts));
     }
-    Ok(match response.action() {
-        Action::LockNotExistDoNothing | Action::TtlExpirePessimisticRollback => TxnStatus::NotFound,
-        Action::NoAction
-        | Action::TtlExpireRollback
-        | Action::LockNotExistRollback
-        | Action::MinCommitTsPushed => TxnStatus::RolledBack,
-    })
+    match response.action() {
+        Action::LockNotExistDoNothing | Action::TtlExpirePessimisticRollback => Ok(TxnStatus::NotFound),
+        Action::NoAction | Action::TtlExpireRollback | Action::LockNotExistRollback => {
+            Ok(TxnStatus::RolledBack)
+        }
+        // Only a lock can be pushed.
+        Action::MinCommitTsPushed => {
+            Err(AskError::Untrue(format!("the lock of {start_ts} is pushed, but there is no lock")))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -303,6 +306,7 @@ mod tests {
         let untrue = |response| matches!(status(response), Err(AskError::Untrue(_)));
         assert!(untrue(locked(Action::MinCommitTsPushed, 50)));
         assert!(untrue(CheckTxnStatusResponse { commit_version: 5, ..blank() }));
+        assert!(untrue(CheckTxnStatusResponse { action: Action::MinCommitTsPushed.into(), ..blank() }));
         let error = |error| status(CheckTxnStatusResponse { error: Some(error), ..blank() });
         let not_found = KeyError { txn_not_found: Some(TxnNotFound::default()), ..KeyError::default() };
         assert_eq!(error(not_found).unwrap(), TxnStatus::NotFound);

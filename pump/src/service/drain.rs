@@ -16,12 +16,12 @@ use schemas::sluice::pump::v1::{
     Batch, Chunk, Gap, Open, OutOfRange, PullRequest, PullResponse, Transaction,
 };
 use tidb::ts::Tso;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info};
 
+use super::admit::Slot;
 use super::ahead::{Ahead, Ended};
-use super::pull::slot;
 use crate::clock::Clock;
 use crate::metrics;
 use crate::progress::Progress;
@@ -51,8 +51,6 @@ pub struct DrainService {
     pub readers: Arc<Readers>,
     /// Bytes read ahead for one stream.
     pub budget: usize,
-    /// Streams that may still be opened, by either protocol.
-    pub slots: Arc<Semaphore>,
     /// Ends the streams.
     pub shutdown: Shutdown,
 }
@@ -66,6 +64,7 @@ impl Drain for DrainService {
         request: Request<Streaming<PullRequest>>,
     ) -> Result<Response<Self::PullStream>, Status> {
         let peer = request.extensions().get::<node::serve::Peer>().and_then(|peer| peer.address);
+        let slot = request.extensions().get::<Slot>().cloned();
         let mut asks = request.into_inner();
         let open = match asks.next().await.transpose()?.and_then(|request| request.body) {
             Some(Ask::Open(open)) => open,
@@ -84,7 +83,6 @@ impl Drain for DrainService {
             let only = PullResponse { body: Some(Body::OutOfRange(refusal)) };
             return Ok(Response::new(Box::pin(futures::stream::iter([Ok(only)]))));
         }
-        let slot = slot(&self.slots)?;
         let feed = Feed::new(self.clone(), &open, asks, slot);
         let stream = futures::stream::unfold(Some(feed), |feed| async {
             let mut feed = feed?;
@@ -113,16 +111,11 @@ struct Feed {
     read: Tso,
     ahead: Ahead<Transaction>,
     registration: Registration,
-    _slot: OwnedSemaphorePermit,
+    _slot: Option<Slot>,
 }
 
 impl Feed {
-    fn new(
-        service: DrainService,
-        open: &Open,
-        asks: Streaming<PullRequest>,
-        slot: OwnedSemaphorePermit,
-    ) -> Self {
+    fn new(service: DrainService, open: &Open, asks: Streaming<PullRequest>, slot: Option<Slot>) -> Self {
         metrics::puller(PROTOCOL, true);
         let batch_bytes = match open.max_batch_bytes as usize {
             0 => BATCH,

@@ -1,7 +1,8 @@
 //! One unary gRPC message off an HTTP/2 request, without allocating what the peer merely declares.
 //!
 //! A ready-made server reserves the declared length before the bytes are there: five bytes would claim a gigabyte. Here
-//! the length is checked, then reserved in the receive budget, and memory grows with what really arrives.
+//! the length is checked, the receive budget is charged as the bytes arrive, and memory grows with them. A peer that does not
+//! send on, or only drips, is given up.
 
 use std::io::Read as _;
 use std::pin::Pin;
@@ -15,12 +16,17 @@ use futures::future::FutureExt as _;
 use hyper::body::{Body as HttpBody, Frame, Incoming};
 use prost::Message;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 use tonic::Status;
 
 use super::write::Intake;
+use crate::budget::{Receiving, SMALL, Share};
 
 /// A peer that sends nothing for this long is given up.
 const STALL: Duration = Duration::from_secs(10);
+
+/// Bytes a second that a peer has to keep up on the average, once [`STALL`] has passed. TiDB gives up a call after 15 s.
+const SLOWEST: u64 = 1 << 20;
 
 /// Compression flag and length.
 const PREFIX: usize = 5;
@@ -28,24 +34,23 @@ const PREFIX: usize = 5;
 /// Bytes that are claimed before they arrive, at most.
 const AHEAD: usize = 256 << 10;
 
-/// Steps in which a compressed message may grow.
-const STEP: u32 = 1 << 20;
-
-/// A received message and the share of the receive budget that it holds.
+/// A received message, the share of the receive budget that it holds, and its call.
 pub(super) struct Received {
     pub(super) message: Bytes,
-    pub(super) permit: OwnedSemaphorePermit,
+    pub(super) share: Share,
+    pub(super) _call: OwnedSemaphorePermit,
 }
 
 /// Reads the one message of a unary call.
 pub(super) async fn receive(intake: &Intake, request: Request<Incoming>) -> Result<Received, Status> {
-    let (parts, mut body) = request.into_parts();
+    let (parts, body) = request.into_parts();
     // Calls that say nothing yet cost memory too.
-    let _call = intake.admit_call().await?;
+    let call = intake.admit_call().await?;
+    let mut body = Arriving { body, arrived: 0, began: None };
     let mut received = BytesMut::new();
     let mut first = Bytes::new();
     while first.len() + received.len() < PREFIX {
-        let data = next(&mut body).await?.ok_or_else(|| Status::internal("the request has no message"))?;
+        let data = body.next().await?.ok_or_else(|| Status::internal("the request has no message"))?;
         if first.is_empty() && received.is_empty() {
             first = data;
         } else {
@@ -62,27 +67,18 @@ pub(super) async fn receive(intake: &Intake, request: Request<Incoming>) -> Resu
     };
     let length = head.get_u32();
     intake.check_size(u64::from(length))?;
-    let permit = intake.reserve(u64::from(length)).await?;
-    let length = usize::try_from(length).map_err(|_| Status::internal("message length"))?;
 
-    let mut message = head;
-    if message.len() < length {
-        // The receive budget holds all of it; a little is claimed ahead so that ordinary messages are not moved as they grow.
-        let mut rest = BytesMut::with_capacity(length.min(AHEAD));
-        rest.extend_from_slice(&message);
-        while rest.len() < length {
-            let data = next(&mut body).await?.ok_or_else(|| {
-                Status::internal(format!("the request ended after {} of {length} bytes", rest.len()))
-            })?;
-            rest.extend_from_slice(&data);
-        }
-        message = rest.freeze();
-    }
-    if message.len() > length {
-        return Err(Status::internal("a unary call carries more than one message"));
-    }
+    let (message, share) = if length <= SMALL {
+        let share = intake.reserve(u64::from(length)).await?;
+        (body.rest(head, length as usize, None).await?, share)
+    } else {
+        let mut receiving = intake.budget.large(u64::from(length));
+        intake.make_room(&mut receiving, head.len() as u64).await?;
+        let message = body.rest(head, length as usize, Some((intake, &mut receiving))).await?;
+        (message, receiving.whole())
+    };
     if !compressed {
-        return Ok(Received { message, permit });
+        return Ok(Received { message, share, _call: call });
     }
     match parts.headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
         Some(b"gzip") => {}
@@ -91,63 +87,114 @@ pub(super) async fn receive(intake: &Intake, request: Request<Incoming>) -> Resu
             return Err(Status::unimplemented(format!("compression {other} is not supported, gzip is")));
         }
     }
-    let budget = (intake.budget.clone(), intake.budget_total, intake.max_message);
-    let unpacked = tokio::task::spawn_blocking(move || unpack(&message, permit, budget)).await;
-    unpacked.map_err(|_| Status::internal("unpacking failed"))?
+    let length = unpacked_length(&message)?;
+    intake.check_size(length)?;
+    let unpacked = intake.reserve(length).await?;
+    let message = tokio::task::spawn_blocking(move || unpack(&message, length))
+        .await
+        .map_err(|_| Status::internal("unpacking failed"))??;
+    drop(share);
+    Ok(Received { message, share: unpacked, _call: call })
 }
 
-async fn next(body: &mut Incoming) -> Result<Option<Bytes>, Status> {
-    loop {
-        let mut frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx));
-        // Mostly it is there, so no timer is set.
-        let arrived = match (&mut frame).now_or_never() {
-            Some(arrived) => Ok(arrived),
-            None => tokio::time::timeout(STALL, frame).await,
-        };
-        match arrived {
-            Err(_) => return Err(Status::aborted(format!("the peer sent nothing for {STALL:?}"))),
-            Ok(None) => return Ok(None),
-            Ok(Some(Err(error))) => return Err(Status::cancelled(format!("the request broke off: {error}"))),
-            Ok(Some(Ok(frame))) => {
-                if let Ok(data) = frame.into_data()
-                    && !data.is_empty()
+/// A request's body as it arrives.
+struct Arriving {
+    body: Incoming,
+    arrived: u64,
+    /// Since when the peer is waited for; what it had to wait for us is left out.
+    began: Option<Instant>,
+}
+
+impl Arriving {
+    /// The message that begins with `head`. A large one holds its share as it arrives.
+    async fn rest(
+        &mut self,
+        head: Bytes,
+        length: usize,
+        mut budget: Option<(&Intake, &mut Receiving)>,
+    ) -> Result<Bytes, Status> {
+        let mut message = head;
+        if message.len() < length {
+            // A little is claimed ahead so that ordinary messages are not moved as they grow.
+            let mut rest = BytesMut::with_capacity(length.min(AHEAD));
+            rest.extend_from_slice(&message);
+            while rest.len() < length {
+                let data = self.next().await?.ok_or_else(|| {
+                    Status::internal(format!("the request ended after {} of {length} bytes", rest.len()))
+                })?;
+                let upto = (rest.len() + data.len()) as u64;
+                if let Some((intake, receiving)) = &mut budget
+                    && !receiving.holds(upto)
                 {
-                    return Ok(Some(data));
+                    let asked = Instant::now();
+                    intake.make_room(receiving, upto).await?;
+                    self.began = self.began.map(|began| began + asked.elapsed());
+                }
+                rest.extend_from_slice(&data);
+            }
+            message = rest.freeze();
+        }
+        if message.len() > length {
+            return Err(Status::internal("a unary call carries more than one message"));
+        }
+        Ok(message)
+    }
+
+    /// The next bytes; `None` at the end.
+    async fn next(&mut self) -> Result<Option<Bytes>, Status> {
+        loop {
+            let mut frame = std::future::poll_fn(|cx| Pin::new(&mut self.body).poll_frame(cx));
+            // Mostly it is there, so no timer is set.
+            let arrived = match (&mut frame).now_or_never() {
+                Some(arrived) => Ok(arrived),
+                None => {
+                    let now = Instant::now();
+                    let began = *self.began.get_or_insert(now);
+                    let slowest = began + STALL + Duration::from_secs(self.arrived / SLOWEST);
+                    tokio::time::timeout_at(slowest.min(now + STALL), frame).await
+                }
+            };
+            match arrived {
+                Err(_) => {
+                    let text = format!(
+                        "the peer sent nothing for {STALL:?}, or too slowly: {} bytes so far",
+                        self.arrived
+                    );
+                    return Err(Status::aborted(text));
+                }
+                Ok(None) => return Ok(None),
+                Ok(Some(Err(error))) => {
+                    return Err(Status::cancelled(format!("the request broke off: {error}")));
+                }
+                Ok(Some(Ok(frame))) => {
+                    if let Ok(data) = frame.into_data()
+                        && !data.is_empty()
+                    {
+                        self.arrived += data.len() as u64;
+                        return Ok(Some(data));
+                    }
                 }
             }
         }
     }
 }
 
-fn unpack(
-    packed: &[u8],
-    mut permit: OwnedSemaphorePermit,
-    (budget, total, max): (std::sync::Arc<tokio::sync::Semaphore>, u32, u64),
-) -> Result<Received, Status> {
-    let mut decoder = flate2::read::GzDecoder::new(packed);
+/// What a gzip says of itself in its last four bytes. [`unpack`] holds it to that.
+fn unpacked_length(packed: &[u8]) -> Result<u64, Status> {
+    let length = packed.last_chunk().ok_or_else(|| Status::internal("gzip: it is cut off"))?;
+    Ok(u64::from(u32::from_le_bytes(*length)))
+}
+
+fn unpack(packed: &[u8], length: u64) -> Result<Bytes, Status> {
     let mut message = Vec::new();
-    let mut chunk = vec![0; 64 << 10];
-    loop {
-        let count = decoder.read(&mut chunk).map_err(|e| Status::internal(format!("gzip: {e}")))?;
-        if count == 0 {
-            return Ok(Received { message: message.into(), permit });
-        }
-        message.extend_from_slice(&chunk[..count]);
-        let length = message.len() as u64;
-        if length > max {
-            return Err(Status::resource_exhausted(format!(
-                "grpc: received message larger than max ({length} vs. {max})"
-            )));
-        }
-        let held = permit.num_permits();
-        if message.len() > held && held < total as usize {
-            let more = STEP.min(total - u32::try_from(held).unwrap_or(total));
-            let more = budget.clone().try_acquire_many_owned(more).map_err(|_| {
-                Status::aborted("pump is overloaded: receive-budget is used up, try another pump")
-            })?;
-            permit.merge(more);
-        }
+    let mut decoder = flate2::read::GzDecoder::new(packed).take(length + 1);
+    decoder.read_to_end(&mut message).map_err(|error| Status::internal(format!("gzip: {error}")))?;
+    if message.len() as u64 != length {
+        return Err(Status::internal(format!(
+            "gzip: it does not unpack to the {length} bytes that it names"
+        )));
     }
+    Ok(message.into())
 }
 
 /// A successful unary answer.

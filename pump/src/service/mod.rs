@@ -1,5 +1,6 @@
 //! What TiDB and drainers call: `WriteBinlog`, the original `PullBinlogs`, and our own `Drain/Pull`.
 
+mod admit;
 mod ahead;
 mod drain;
 mod framing;

@@ -22,11 +22,12 @@ use schemas::binlog::{
     Binlog, BinlogType, Entity, Meta, PullBinlogReq, PullBinlogResp, WriteBinlogReq, WriteBinlogResp,
 };
 use tidb::ts::Tso;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
+use super::admit::Slot;
 use super::ahead::{Ahead, Ended};
 use super::write::Intake;
 use crate::metrics;
@@ -46,8 +47,6 @@ pub struct PullService {
     pub progress: Arc<Progress>,
     /// Bytes read ahead for one stream.
     pub budget: usize,
-    /// Streams that may still be opened, by either protocol.
-    pub slots: Arc<Semaphore>,
     /// Streams may pass gaps that end at or below it.
     pub accept_gaps_upto: Tso,
     /// At least this long between two fakes.
@@ -66,8 +65,8 @@ impl Pump for PullService {
         let WriteBinlogReq { cluster_id, payload } = request.into_inner();
         self.intake.check_size(payload.len() as u64)?;
         let _call = self.intake.admit_call().await?;
-        let permit = self.intake.reserve(payload.len() as u64).await?;
-        self.intake.write(cluster_id, payload, Some(permit)).await?;
+        let share = self.intake.reserve(payload.len() as u64).await?;
+        self.intake.write(cluster_id, payload, Some(share)).await?;
         Ok(Response::new(WriteBinlogResp::default()))
     }
 
@@ -80,6 +79,7 @@ impl Pump for PullService {
         let gzip =
             request.metadata().get("grpc-encoding").is_some_and(|encoding| encoding.as_bytes() == b"gzip");
         let peer = request.extensions().get::<node::serve::Peer>().and_then(|peer| peer.address);
+        let slot = request.extensions().get::<Slot>().cloned();
         let request = request.into_inner();
         let ours = self.intake.cluster_id;
         if request.cluster_id != ours {
@@ -98,7 +98,6 @@ impl Pump for PullService {
             );
             return Err(Status::out_of_range(text));
         }
-        let slot = slot(&self.slots)?;
         info!(?peer, %after, "drainer pulls by the original protocol");
         let feed = Feed::new(self.clone(), after, slot);
         let stream = futures::stream::unfold(Some(feed), |feed| async {
@@ -136,11 +135,11 @@ struct Feed {
     fake_due: Instant,
     began: Instant,
     failed: bool,
-    _slot: OwnedSemaphorePermit,
+    _slot: Option<Slot>,
 }
 
 impl Feed {
-    fn new(service: PullService, after: Tso, slot: OwnedSemaphorePermit) -> Self {
+    fn new(service: PullService, after: Tso, slot: Option<Slot>) -> Self {
         metrics::puller(PROTOCOL, true);
         let watermark = service.progress.subscribe();
         let ahead = Ahead::new(service.reader.clone(), service.budget, PROTOCOL, joined);
@@ -222,16 +221,6 @@ impl Drop for Feed {
         metrics::puller(PROTOCOL, false);
         metrics::rpc("PullBinlogs", self.began.elapsed(), !self.failed);
     }
-}
-
-/// A place for one more stream.
-pub(super) fn slot(slots: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Status> {
-    slots.clone().try_acquire_owned().map_err(|_| {
-        warn!("a pull stream was refused: max-pull-streams are open");
-        Status::unavailable(
-            "max-pull-streams of this pump are open; a drainer that is not needed any more may hold one",
-        )
-    })
 }
 
 /// The commit binlog with what the prewrite carried, as the original joins them.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use axum::extract::{self, Path, State as Shared};
 use axum::http::{HeaderValue, Method, Request, StatusCode, header};
+use axum::middleware;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
@@ -22,10 +23,11 @@ use schemas::sluice::pump::v1::drain_server::DrainServer;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tidb::ts::Tso;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tonic::Status;
 use tonic::codec::CompressionEncoding;
 
+use super::admit;
 use super::framing::{self, Received};
 use super::{DrainService, Inspector, Intake, PullService};
 use crate::clock::Clock;
@@ -58,6 +60,8 @@ pub struct Http {
     pub token: Option<Secret>,
     /// For `/debug/binlog`.
     pub inspector: Inspector,
+    /// Pages of `/debug/binlog` that may be made at a time.
+    pub inspecting: Arc<Semaphore>,
 }
 
 /// Everything on the pump's port. Nearly all that comes is `WriteBinlog`, so that is answered before a router looks at it.
@@ -69,8 +73,15 @@ pub struct Port {
 
 impl Port {
     /// Takes binlogs in with `intake`; everything else is answered by the others.
-    pub fn new(intake: Arc<Intake>, pull: PullService, drain: DrainService, http: Http) -> Self {
-        Self { intake, router: router(pull, drain, http) }
+    /// At most `streams` of drainers' pulls are open at a time, by either protocol.
+    pub fn new(
+        intake: Arc<Intake>,
+        pull: PullService,
+        drain: DrainService,
+        streams: usize,
+        http: Http,
+    ) -> Self {
+        Self { intake, router: router(pull, drain, streams, http) }
     }
 }
 
@@ -87,7 +98,7 @@ impl Handler for Port {
     }
 }
 
-fn router(pull: PullService, drain: DrainService, http: Http) -> Router {
+fn router(pull: PullService, drain: DrainService, streams: usize, http: Http) -> Router {
     let pull = PumpServer::new(pull)
         .accept_compressed(CompressionEncoding::Gzip)
         .send_compressed(CompressionEncoding::Gzip)
@@ -97,30 +108,34 @@ fn router(pull: PullService, drain: DrainService, http: Http) -> Router {
         .accept_compressed(CompressionEncoding::Gzip)
         .max_decoding_message_size(PULL_REQUEST)
         .max_encoding_message_size(usize::MAX);
+    let pulls = Router::new()
+        .route_service("/binlog.Pump/PullBinlogs", pull)
+        .route_service("/sluice.pump.v1.Drain/Pull", drain)
+        .layer(middleware::from_fn_with_state(Arc::new(Semaphore::new(streams)), admit::pull));
     let changing = Router::new()
         .route("/state/{node}/{action}", put(change_state))
         .route("/debug/gc/trigger", post(trigger_gc))
         .with_state(http.clone());
     let changing = node::admin::guarded(changing, http.token.as_ref());
     Router::new()
-        .route_service("/binlog.Pump/PullBinlogs", pull)
-        .route_service("/sluice.pump.v1.Drain/Pull", drain)
         .route("/status", get(status))
         .route("/drainers", get(drainers))
         .route("/debug/binlog/{ts}", get(binlog))
         .route("/metrics", get(metrics))
         .fallback(unknown)
         .with_state(http)
+        .merge(pulls)
         .merge(changing)
 }
 
 async fn take(intake: &Intake, request: Request<Incoming>) -> Result<(), Status> {
-    let Received { message, permit } = framing::receive(intake, request).await?;
+    // The call counts until it is answered: waiting for the writer costs memory, too.
+    let Received { message, share, _call } = framing::receive(intake, request).await?;
     let length = message.len();
     let WriteBinlogReq { cluster_id, payload } = WriteBinlogReq::decode(message).map_err(|error| {
         Status::internal(format!("WriteBinlogReq of {length} bytes does not decode: {error}"))
     })?;
-    intake.write(cluster_id, payload, Some(permit)).await
+    intake.write(cluster_id, payload, Some(share)).await
 }
 
 fn unknown(request: extract::Request) -> Ready<Response> {
@@ -216,6 +231,11 @@ async fn binlog(Shared(http): Shared<Http>, Path(ts): Path<String>) -> Response 
     let Ok(ts) = ts.parse() else {
         return (StatusCode::BAD_REQUEST, format!("`{ts}` is not a timestamp\n")).into_response();
     };
+    // A page reads a whole binlog.
+    let Ok(_alone) = http.inspecting.try_acquire() else {
+        let text = "another page is being made, try again\n";
+        return (StatusCode::TOO_MANY_REQUESTS, text).into_response();
+    };
     match http.inspector.page(Tso::new(ts)).await {
         Ok(Some(page)) => page.into_response(),
         Ok(None) => (StatusCode::NOT_FOUND, format!("nothing is stored under {ts}\n")).into_response(),
@@ -233,4 +253,110 @@ fn metrics(Shared(http): Shared<Http>) -> Ready<Response> {
     let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, text);
     ready(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use node::pd::Pd;
+    use node::serve::{Listener, ServeLimits};
+    use node::shutdown::Shutdown;
+    use node::tls::Security;
+    use schemas::binlog::pump_client::PumpClient;
+    use schemas::binlog::{Binlog, BinlogType};
+    use simulator::cluster::Cluster;
+    use simulator::pd::MockPd;
+    use tonic::Code;
+    use tonic::transport::Channel;
+
+    use super::*;
+    use crate::budget::ReceiveBudget;
+    use crate::disk::Disk;
+    use crate::metrics::Calls;
+    use crate::progress::Progress;
+    use crate::resolver::Hints;
+    use crate::sorter::Sorter;
+    use crate::store::{self, Options};
+    use crate::writer::Writer;
+
+    const CLUSTER: u64 = 7;
+
+    /// `WriteBinlog` and nothing else.
+    #[derive(Clone)]
+    struct Writes(Arc<Intake>);
+
+    impl Handler for Writes {
+        async fn handle(self, request: Request<Incoming>, _: Peer) -> Response {
+            match take(&self.0, request).await {
+                Ok(()) => framing::reply(&WriteBinlogResp::default()),
+                Err(status) => status.into_http(),
+            }
+        }
+    }
+
+    /// Calls that wait for the writer are calls under way: beyond the limit others are refused.
+    #[tokio::test]
+    async fn a_call_counts_until_it_is_answered() {
+        const CALLS: usize = 4;
+        const LONG: Duration = Duration::from_secs(60);
+        let dir = tempfile::tempdir().unwrap();
+        let pd = MockPd::start(Cluster::live(CLUSTER), "127.0.0.1:0", None).await.unwrap();
+        let pd = Pd::connect(&[pd.url()], &Security::default()).await.unwrap();
+        let (appender, reader, recovered) =
+            store::open(&dir.path().join("store"), Options::default()).unwrap();
+        let progress = Arc::new(Progress::new(Sorter::default()));
+        let slow = Duration::from_secs(1);
+        // It is never run, so nobody is answered.
+        let (writer, handle) = Writer::new(appender, reader, progress.clone(), &recovered, 1 << 20, slow);
+        let intake = Intake {
+            cluster_id: CLUSTER,
+            max_message: 1 << 20,
+            calls: Arc::new(Semaphore::new(CALLS)),
+            budget: ReceiveBudget::new(1 << 20),
+            state: Arc::new(StateCell::default()),
+            disk: Arc::new(Disk::examine(dir.path(), Some(bytesize::ByteSize(0))).unwrap()),
+            clock: Arc::new(Clock::new(pd, progress)),
+            writer: handle,
+            hints: Arc::new(Hints::default()),
+            metrics: Calls::default(),
+        };
+        let intake = Arc::new(intake);
+        let listener = Listener::tcp("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (served, shutdown) = (Writes(intake.clone()), Shutdown::new());
+        tokio::spawn(node::serve::serve(
+            vec![listener],
+            served,
+            None,
+            ServeLimits::default(),
+            shutdown.clone(),
+        ));
+        let client = PumpClient::new(Channel::from_shared(url).unwrap().connect_lazy());
+        let call = |start_ts| {
+            let rollback = Binlog {
+                tp: Some(BinlogType::Rollback.into()),
+                start_ts: Some(start_ts),
+                ..Binlog::default()
+            };
+            let request = WriteBinlogReq { cluster_id: CLUSTER, payload: rollback.encode_to_vec().into() };
+            let mut client = client.clone();
+            async move { client.write_binlog(request).await.map(drop) }
+        };
+        let waiting: Vec<_> = (1..=CALLS as i64).map(|start_ts| tokio::spawn(call(start_ts))).collect();
+        let all_wait = async {
+            while intake.calls.available_permits() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(LONG, all_wait).await.expect("calls that wait for the writer hold their places");
+        let refused = tokio::time::timeout(LONG, call(9)).await.expect("an answer").unwrap_err();
+        assert_eq!(refused.code(), Code::Aborted);
+        assert!(refused.message().contains("too many calls"), "{}", refused.message());
+        drop(writer);
+        for call in waiting {
+            assert_eq!(call.await.unwrap().unwrap_err().code(), Code::Unavailable);
+        }
+        shutdown.cancel();
+    }
 }

@@ -11,10 +11,11 @@ use bytes::Bytes;
 use prost::Message as _;
 use schemas::binlog::{Binlog, BinlogType};
 use tidb::ts::{CommitTs, StartTs, Tso};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 use tracing::{debug, warn};
 
+use crate::budget::{ReceiveBudget, Receiving, SMALL, Share};
 use crate::clock::Clock;
 use crate::disk::{Disk, Need};
 use crate::metrics;
@@ -28,7 +29,9 @@ const HOLD: Duration = Duration::from_secs(5);
 /// Memory of a call under way, its message aside.
 const CALL: u32 = 4 << 10;
 
-/// How many calls may be received at a time beside this receive budget: as many as take a quarter of it once more.
+const BUDGET_USED_UP: &str = "receive-budget is used up";
+
+/// How many calls may be under way at a time beside this receive budget: as many as take a quarter of it once more.
 pub fn calls_within(budget: u32) -> usize {
     (budget / 4 / CALL).max(16) as usize
 }
@@ -37,27 +40,20 @@ pub fn calls_within(budget: u32) -> usize {
 /// nothing new: ticks come every 100 ms, and timestamps in binlogs never move the watermark.)
 const PLAUSIBLE_MS: u64 = 3_000;
 
-/// A start_ts further ahead of a fresh tick than this was not given out by this cluster's PD.
+/// A start_ts further ahead of a fresh tick than this was not given out by this cluster's PD; nor, while PD is silent, a
+/// commit_ts that is so far ahead of what the time since its last tick explains.
 const FOREIGN_MS: u64 = 60_000;
 
-/// Waits for permits; overload is told as ABORTED.
-async fn acquire(
-    semaphore: &Arc<Semaphore>,
-    permits: u32,
-    reason: &str,
-) -> Result<OwnedSemaphorePermit, Status> {
-    // Mostly they are there, so no timer is set. Those who wait are served first all the same.
-    if let Ok(permit) = Arc::clone(semaphore).try_acquire_many_owned(permits) {
-        return Ok(permit);
-    }
-    match tokio::time::timeout(HOLD, Arc::clone(semaphore).acquire_many_owned(permits)).await {
-        Ok(Ok(permit)) => Ok(permit),
-        Ok(Err(_)) => Err(Status::unavailable("the pump is going down")),
-        Err(_) => {
-            metrics::refused();
-            Err(Status::aborted(format!("pump is overloaded: {reason}, try another pump")))
-        }
-    }
+/// Waits for room, but not for ever: overload is told as ABORTED.
+async fn held<T>(room: impl Future<Output = T>, reason: &str) -> Result<T, Status> {
+    tokio::time::timeout(HOLD, room).await.map_err(|_| {
+        metrics::refused();
+        Status::aborted(format!("pump is overloaded: {reason}, try another pump"))
+    })
+}
+
+fn going_down(_: AcquireError) -> Status {
+    Status::unavailable("the pump is going down")
 }
 
 /// Takes binlogs in.
@@ -66,12 +62,10 @@ pub struct Intake {
     pub cluster_id: u64,
     /// Largest message, in bytes.
     pub max_message: u64,
-    /// Calls being received, as many as [`calls_within`] allows.
+    /// Calls not yet answered, as many as [`calls_within`] allows.
     pub calls: Arc<Semaphore>,
     /// Bytes received and not yet durable.
-    pub budget: Arc<Semaphore>,
-    /// The budget's size.
-    pub budget_total: u32,
+    pub budget: ReceiveBudget,
     /// The pump's state.
     pub state: Arc<StateCell>,
     /// The data volume.
@@ -98,16 +92,36 @@ impl Intake {
         Ok(())
     }
 
-    /// Room for a call that is being received, waited for. A budget of its own, so that calls that hold it never wait for
+    /// Room for a call until it is answered, waited for. A budget of its own, so that calls that hold it never wait for
     /// each other's.
     pub(super) async fn admit_call(&self) -> Result<OwnedSemaphorePermit, Status> {
-        acquire(&self.calls, 1, "too many calls at a time").await
+        // Mostly there is room, so no timer is set. Those who wait are served first all the same.
+        if let Ok(permit) = Arc::clone(&self.calls).try_acquire_owned() {
+            return Ok(permit);
+        }
+        held(Arc::clone(&self.calls).acquire_owned(), "too many calls at a time").await?.map_err(going_down)
     }
 
-    /// Room for `length` bytes, waited for. A message above the whole budget takes all of it.
-    pub(super) async fn reserve(&self, length: u64) -> Result<OwnedSemaphorePermit, Status> {
-        let share = u32::try_from(length).unwrap_or(u32::MAX).min(self.budget_total);
-        acquire(&self.budget, share, "receive-budget is used up").await
+    /// Room for `length` bytes that are all there, or will be at once, waited for.
+    pub(super) async fn reserve(&self, length: u64) -> Result<Share, Status> {
+        match u32::try_from(length) {
+            Ok(length) if length <= SMALL => {
+                if let Some(share) = self.budget.try_small(length) {
+                    return Ok(share);
+                }
+                held(self.budget.small(length), BUDGET_USED_UP).await?.map_err(going_down)
+            }
+            _ => {
+                let mut receiving = self.budget.large(length);
+                self.make_room(&mut receiving, length).await?;
+                Ok(receiving.whole())
+            }
+        }
+    }
+
+    /// Room for the first `upto` bytes of a large message, waited for.
+    pub(super) async fn make_room(&self, receiving: &mut Receiving, upto: u64) -> Result<(), Status> {
+        held(receiving.room(upto), BUDGET_USED_UP).await
     }
 
     /// Takes one binlog. Returns once it is durable.
@@ -115,11 +129,11 @@ impl Intake {
         &self,
         cluster_id: u64,
         payload: Bytes,
-        permit: Option<OwnedSemaphorePermit>,
+        share: Option<Share>,
     ) -> Result<(), Status> {
         let began = Instant::now();
         let size = payload.len();
-        let result = self.check_and_write(cluster_id, payload, permit).await;
+        let result = self.check_and_write(cluster_id, payload, share).await;
         let took = began.elapsed();
         self.metrics.ended(size, took, result.is_ok());
         if result.is_err() && cluster_id == self.cluster_id {
@@ -132,7 +146,7 @@ impl Intake {
         &self,
         cluster_id: u64,
         payload: Bytes,
-        permit: Option<OwnedSemaphorePermit>,
+        share: Option<Share>,
     ) -> Result<(), Status> {
         if cluster_id != self.cluster_id {
             return Err(Status::unknown(format!(
@@ -168,33 +182,29 @@ impl Intake {
         }
         let start_ts = StartTs(Tso::from_i64(start_ts));
         match tp {
-            BinlogType::Prewrite => self.prewrite(start_ts, payload, permit).await,
+            BinlogType::Prewrite => self.prewrite(start_ts, payload, share).await,
             BinlogType::Commit => {
-                self.commit(start_ts, CommitTs(Tso::from_i64(commit_ts)), payload, permit).await
+                self.commit(start_ts, CommitTs(Tso::from_i64(commit_ts)), payload, share).await
             }
-            BinlogType::Rollback => self.rollback(start_ts, permit).await,
+            BinlogType::Rollback => self.rollback(start_ts, share).await,
             BinlogType::PreDdl | BinlogType::PostDdl => {
                 Err(Status::unknown(format!("binlog type {tp:?} is obsolete and not supported")))
             }
         }
     }
 
-    async fn prewrite(
-        &self,
-        start_ts: StartTs,
-        payload: Bytes,
-        permit: Option<OwnedSemaphorePermit>,
-    ) -> Result<(), Status> {
-        if self.is_ahead(start_ts.0) {
-            let now = self.fresh().await?;
-            if start_ts.0.physical_ms() > now.physical_ms() + FOREIGN_MS {
-                warn!(%start_ts, %now, "prewrite refused: PD has not given out its start_ts");
-                return Err(Status::unknown(format!(
-                    "start_ts {start_ts} is ahead of PD's newest timestamp {now}"
-                )));
-            }
+    async fn prewrite(&self, start_ts: StartTs, payload: Bytes, share: Option<Share>) -> Result<(), Status> {
+        // Without PD's word it is taken: its floor is at least its start_ts, so wherever it commits, the watermark holds.
+        if self.is_ahead(start_ts.0)
+            && let Some(now) = self.ask_pd().await
+            && start_ts.0.physical_ms() > now.physical_ms() + FOREIGN_MS
+        {
+            warn!(%start_ts, %now, "prewrite refused: PD has not given out its start_ts");
+            return Err(Status::unknown(format!(
+                "start_ts {start_ts} is ahead of PD's newest timestamp {now}"
+            )));
         }
-        self.store(Write::Prewrite { start_ts, payload }, permit).await
+        self.store(Write::Prewrite { start_ts, payload }, share).await
     }
 
     async fn commit(
@@ -202,25 +212,29 @@ impl Intake {
         start_ts: StartTs,
         commit_ts: CommitTs,
         payload: Bytes,
-        permit: Option<OwnedSemaphorePermit>,
+        share: Option<Share>,
     ) -> Result<(), Status> {
         if commit_ts.0 <= start_ts.0 {
             return Err(Status::unknown(format!("commit_ts {commit_ts} is not above start_ts {start_ts}")));
         }
         if self.is_ahead(commit_ts.0) {
-            let now = self.fresh().await?;
-            if commit_ts.0 > now && self.is_ahead(commit_ts.0) {
+            // PD that is silent may have given out as much as the time since can explain. Nothing above T is emitted before T
+            // has come there; what has to be kept out is a place in the order that PD never gave to anybody.
+            let now = self.ask_pd().await;
+            let possible = now.is_none() && self.is_explained_by_silence(commit_ts.0);
+            let now = now.unwrap_or_else(|| self.clock.newest());
+            if !possible && commit_ts.0 > now && self.is_ahead(commit_ts.0) {
                 warn!(%start_ts, %commit_ts, %now, "commit refused: PD has not given out its commit_ts");
                 return Err(Status::aborted(format!(
                     "commit_ts {commit_ts} is ahead of PD's newest timestamp {now}"
                 )));
             }
         }
-        self.store(Write::Commit { start_ts, commit_ts, payload }, permit).await
+        self.store(Write::Commit { start_ts, commit_ts, payload }, share).await
     }
 
-    async fn rollback(&self, start_ts: StartTs, permit: Option<OwnedSemaphorePermit>) -> Result<(), Status> {
-        self.store(Write::RollbackSeen { start_ts }, permit).await?;
+    async fn rollback(&self, start_ts: StartTs, share: Option<Share>) -> Result<(), Status> {
+        self.store(Write::RollbackSeen { start_ts }, share).await?;
         self.hints.rolled_back(start_ts);
         Ok(())
     }
@@ -229,15 +243,18 @@ impl Intake {
         ts.physical_ms() > self.clock.newest().physical_ms() + PLAUSIBLE_MS
     }
 
-    async fn fresh(&self) -> Result<Tso, Status> {
-        let fetched = tokio::time::timeout(HOLD, self.clock.fresh()).await;
-        fetched
-            .map_err(|_| Status::aborted("PD gives no timestamp to check against"))?
-            .map_err(|error| Status::aborted(format!("PD gives no timestamp to check against: {error}")))
+    /// PD's newest timestamp, if PD answers.
+    async fn ask_pd(&self) -> Option<Tso> {
+        tokio::time::timeout(HOLD, self.clock.fresh_if_heard()).await.ok().flatten()
     }
 
-    async fn store(&self, write: Write, permit: Option<OwnedSemaphorePermit>) -> Result<(), Status> {
-        match self.writer.write(write, permit).await {
+    fn is_explained_by_silence(&self, ts: Tso) -> bool {
+        let silence = self.clock.silence().map_or(0, |silence| silence.as_millis() as u64);
+        ts.physical_ms() <= self.clock.newest().physical_ms() + silence + FOREIGN_MS
+    }
+
+    async fn store(&self, write: Write, share: Option<Share>) -> Result<(), Status> {
+        match self.writer.write(write, share).await {
             Ok(outcome) => {
                 debug!(?outcome, "binlog taken");
                 Ok(())

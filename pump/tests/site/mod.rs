@@ -4,6 +4,7 @@
 
 mod load;
 mod process;
+mod slow_pd;
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
@@ -38,6 +39,7 @@ use tonic::{Request, Status, Streaming};
 
 pub use load::{UnderLoad, assert_complete, light};
 pub use process::Process;
+pub use slow_pd::SlowPd;
 
 pub const CLUSTER: u64 = 7_000_001;
 
