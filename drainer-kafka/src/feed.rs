@@ -30,6 +30,7 @@ use crate::routing::Routing;
 use crate::schema::history::{HistoryError, SchemaHistory};
 use crate::schema::{Definition, Definitions, Tracker, records, was_undone};
 use crate::sequence::TxnHeader;
+use crate::statement::renamed_columns;
 use crate::status::{Status, WaitingDdl};
 use crate::transaction::{DdlBinlog, Transaction};
 use crate::translate::{Shape, TranslateError, TxnRows};
@@ -346,8 +347,11 @@ impl<H: SchemaHistory> ShapeTask<H> {
 
     async fn ddl(&mut self, transaction: &Transaction, ddl: &DdlBinlog) -> Result<Option<Work>, FeedError> {
         let written = transaction.commit_ts.0 <= self.written;
-        if written || ddl::is_setval(&ddl.query) || ddl.schema_state == DELETE_ONLY {
+        if written || ddl.schema_state == DELETE_ONLY {
             return Ok(None);
+        }
+        if ddl::is_setval(&ddl.query) {
+            return Ok(self.sequence_value(transaction, ddl));
         }
         let job = self.job(transaction, ddl).await?;
         let commit_ts = transaction.commit_ts;
@@ -371,13 +375,6 @@ impl<H: SchemaHistory> ShapeTask<H> {
             debug!(job = job.id, kind = %job.kind, version, %commit_ts, statement, "applied a DDL job that is not replicated");
         }
         let records = records::of_effect(&effect, record.as_ref(), commit_ts, self.schema_limit);
-        let header = |entry: DdlEntry| TxnHeader {
-            start_ts: transaction.start_ts,
-            commit_ts,
-            changes: 0,
-            ddl: Some(entry),
-            origin: None,
-        };
         // What rows brought for the columns of a job that was undone is for nobody.
         let undone = was_undone(&job).then_some(job.table_id);
         let reshaped = |before: &Arc<Definition>| {
@@ -387,10 +384,29 @@ impl<H: SchemaHistory> ShapeTask<H> {
         Ok(Some(Work::Ddl {
             commit_ts,
             records,
-            entry: entry.map(header),
+            entry: entry.map(|entry| header(transaction, entry)),
             reshaped: effect.before.iter().filter_map(reshaped).collect(),
+            renamed: renamed_columns(&String::from_utf8_lossy(&ddl.query)),
             dropped: effect.dropped.iter().map(|(table_id, _)| *table_id).chain(undone).collect(),
         }))
+    }
+
+    /// What a sequence has handed out: no job, and nothing for the schema topic.
+    fn sequence_value(&self, transaction: &Transaction, ddl: &DdlBinlog) -> Option<Work> {
+        let definitions = self.tracker.definitions();
+        let entry = ddl::sequence_value(self.routing.filter(), &definitions, ddl.job_id, &ddl.query);
+        let Some(entry) = entry else {
+            debug!(commit_ts = %transaction.commit_ts, statement = shown(&ddl.query), "left out a sequence's value");
+            return None;
+        };
+        Some(Work::Ddl {
+            commit_ts: transaction.commit_ts,
+            records: Vec::new(),
+            entry: Some(header(transaction, entry)),
+            reshaped: Vec::new(),
+            renamed: Vec::new(),
+            dropped: Vec::new(),
+        })
     }
 
     /// The job of a DDL; waits until TiDB shows it.
@@ -427,6 +443,16 @@ impl<H: SchemaHistory> ShapeTask<H> {
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(MAX_WAIT);
         }
+    }
+}
+
+fn header(transaction: &Transaction, entry: DdlEntry) -> TxnHeader {
+    TxnHeader {
+        start_ts: transaction.start_ts,
+        commit_ts: transaction.commit_ts,
+        changes: 0,
+        ddl: Some(entry),
+        origin: None,
     }
 }
 

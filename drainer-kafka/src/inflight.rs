@@ -6,24 +6,27 @@
 //! commit *before* the DDL with values that would be lost. So such values are held, per row, until the DDL comes; where
 //! they differ from the default, an update of those columns follows the DDL.
 //!
+//! The same holds for a column whose type a multi-schema change makes another (TiDB `onMultiSchemaChange`): the step that
+//! ends the part that can be undone also swaps the column, so from there until the binlog rows carry its new id only.
+//! Where a row carries both ids, old and new, the DDL itself converts what went out under the old one; where it lacks the
+//! old id, the new one's value is held.
+//!
 //! Held values live in memory, within a budget. The log remembers from where a successor must read the pumps to hold the
 //! same (`CommitRecord.pull_from`). Columns whose default TiDB tells in advance are only held where they differ from it, so
 //! a long-running job holds nothing.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use schemas::sluice::v1::Field;
 use tidb::datum::Datum;
-use tidb::model::TableInfo;
+use tidb::model::{ColumnInfo, TableInfo};
 use tidb::ts::CommitTs;
 use tidb::value::Value;
 
 use crate::native;
 use crate::schema::Definition;
-
-/// The most bytes that held values may take.
-const BUDGET: usize = 64 << 20;
 
 /// Which row of a table.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -41,13 +44,26 @@ pub struct HeldRow {
     pub fields: Vec<Field>,
     /// Values of unknown columns.
     pub values: Vec<(i64, Datum)>,
+    /// The writes that brought it here, oldest first; of equal neighbours the first.
+    pub writes: Vec<Write>,
+}
+
+/// What a write of a row says about columns whose type is being changed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Write {
+    /// Columns of the definition that the row lacked.
+    pub lacking: Vec<i64>,
+    /// What the unknown columns held before; `None`: the row was inserted.
+    pub before: Option<Vec<(i64, Datum)>>,
+    /// All that it lacked went out as NULL.
+    pub lacking_is_null: bool,
 }
 
 /// A row change that concerns held values.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HeldChange {
-    /// The table.
-    pub table_id: i64,
+    /// The table, as its rows are shaped at this place.
+    pub definition: Arc<Definition>,
     /// The row before, if there was one.
     pub before: Option<RowIdentity>,
     /// The row afterwards, if there is one.
@@ -68,11 +84,13 @@ pub struct Fulfilled {
 pub enum InFlightError {
     /// The budget is used up.
     #[error(
-        "rows of table id {table_id} carry column id {column_id}, whose DDL has not come yet, and TiDB does not tell its \
-         default: more than {BUDGET} bytes of such values would have to be held. Make a TiDB status port reachable \
-         (tidb-status)"
+        "rows of table id {table_id} carry column id {column_id}, whose DDL has not come yet: more than {budget} bytes of \
+         such values would have to be held. Raise in-flight-budget; if no TiDB status port is reachable (tidb-status), \
+         make one so, since TiDB tells which of the values are the column's default and need no holding"
     )]
     TooMuch {
+        /// Bytes.
+        budget: usize,
         /// The table.
         table_id: i64,
         /// One of the columns.
@@ -95,30 +113,45 @@ pub enum InFlightError {
 enum Coming {
     /// Nothing.
     Unknown,
-    /// It replaces another column; the DDL itself converts the values.
-    Conversion,
+    /// It replaces this column; the DDL itself converts the values of rows that carry both.
+    Conversion(i64),
     /// Rows that say nothing else have this value.
     Default(Datum),
 }
 
 /// Held values by table and row.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct InFlight {
+    /// The most bytes that held values may take.
+    budget: usize,
+    /// With the first transaction that brought a value which was held on until now.
     rows: HashMap<i64, HashMap<RowIdentity, (CommitTs, HeldRow)>>,
-    /// The commit_ts of every held row, for the oldest.
+    /// The same of every held row, for the oldest.
     places: BTreeSet<(CommitTs, i64, u64)>,
     coming: HashMap<(i64, i64), Coming>,
     bytes: usize,
 }
 
+impl HeldChange {
+    fn table_id(&self) -> i64 {
+        self.definition.id()
+    }
+}
+
 impl InFlight {
+    /// Holds nothing yet, and up to `budget` bytes.
+    pub fn new(budget: usize) -> Self {
+        Self { budget, rows: HashMap::new(), places: BTreeSet::new(), coming: HashMap::new(), bytes: 0 }
+    }
+
     /// The columns in these changes of which nothing was asked yet, as table ids.
     pub fn strangers(&self, changes: &[HeldChange]) -> HashSet<i64> {
         let mut tables = HashSet::new();
         for change in changes {
             let Some((_, row)) = &change.after else { continue };
-            if row.values.iter().any(|(id, _)| !self.coming.contains_key(&(change.table_id, *id))) {
-                tables.insert(change.table_id);
+            let table_id = change.table_id();
+            if row.values.iter().any(|(id, _)| !self.coming.contains_key(&(table_id, *id))) {
+                tables.insert(table_id);
             }
         }
         tables
@@ -126,56 +159,61 @@ impl InFlight {
 
     /// What TiDB shows of a table whose job is in flight; `None` if it cannot be asked.
     pub fn learn(&mut self, table_id: i64, changes: &[HeldChange], info: Option<&TableInfo>) {
-        let ids = changes
-            .iter()
-            .filter(|change| change.table_id == table_id)
-            .filter_map(|change| change.after.as_ref())
-            .flat_map(|(_, row)| row.values.iter().map(|(id, _)| *id));
-        for id in ids.collect::<HashSet<_>>() {
-            let coming = match info.and_then(|info| info.column(id)) {
-                None => Coming::Unknown,
-                Some(column) if column.change_state_info.is_some() => Coming::Conversion,
-                Some(column) => {
-                    column.absent_value().map_or(Coming::Unknown, |value| Coming::Default(value.to_datum()))
-                }
-            };
-            self.coming.entry((table_id, id)).or_insert(coming);
+        for change in changes.iter().filter(|change| change.table_id() == table_id) {
+            let Some((_, row)) = &change.after else { continue };
+            for (id, _) in &row.values {
+                let coming =
+                    || info.map_or(Coming::Unknown, |info| coming(&change.definition.info, info, *id));
+                self.coming.entry((table_id, *id)).or_insert_with(coming);
+            }
         }
     }
 
     /// Takes the changes of one transaction, in order.
     pub fn take(&mut self, commit_ts: CommitTs, changes: Vec<HeldChange>) -> Result<(), InFlightError> {
-        for HeldChange { table_id, before, after } in changes {
-            if let Some(before) = before {
-                self.forget(table_id, &before);
-            }
+        for HeldChange { definition, before, after } in changes {
+            let table_id = definition.id();
+            let earlier = before.and_then(|before| self.forget(table_id, &before));
             let Some((identity, mut row)) = after else { continue };
             self.forget(table_id, &identity);
-            row.values.retain(|(id, value)| match self.coming.get(&(table_id, *id)) {
+            let HeldRow { values, writes, .. } = &mut row;
+            let keeps = |(id, value): &(i64, Datum)| match self.coming.get(&(table_id, *id)) {
                 None | Some(Coming::Unknown) => true,
-                Some(Coming::Conversion) => false,
+                Some(Coming::Conversion(source)) => writes.iter().any(|write| write.keeps(*source, value)),
                 Some(Coming::Default(default)) => default != value,
-            });
-            let Some((column_id, _)) = row.values.first() else { continue };
-            self.bytes += size(&row);
-            if self.bytes > BUDGET {
-                return Err(InFlightError::TooMuch { table_id, column_id: *column_id });
+            };
+            // A row without a key is found by all of its values, if there is anything to hold.
+            if !matches!(identity, RowIdentity::RowId(_)) || !values.iter().any(keeps) {
+                values.retain(keeps);
             }
-            self.places.insert(place(commit_ts, table_id, &identity));
-            self.rows.entry(table_id).or_default().insert(identity, (commit_ts, row));
+            let Some((column_id, _)) = row.values.first() else { continue };
+            // A successor needs the writes from the first on.
+            let since = earlier.as_ref().map_or(commit_ts, |(since, _)| *since);
+            if let Some((_, earlier)) = earlier {
+                row.writes = [earlier.writes, row.writes].concat();
+                row.writes.dedup_by(|later, earlier| later.lacking == earlier.lacking);
+            }
+            self.bytes += size(&row);
+            if self.bytes > self.budget {
+                let (budget, column_id) = (self.budget, *column_id);
+                return Err(InFlightError::TooMuch { budget, table_id, column_id });
+            }
+            self.places.insert(place(since, table_id, &identity));
+            self.rows.entry(table_id).or_default().insert(identity, (since, row));
         }
         Ok(())
     }
 
-    fn forget(&mut self, table_id: i64, identity: &RowIdentity) {
-        let Some(rows) = self.rows.get_mut(&table_id) else { return };
-        if let Some((commit_ts, row)) = rows.remove(identity) {
-            self.bytes -= size(&row);
-            self.places.remove(&place(commit_ts, table_id, identity));
-        }
+    fn forget(&mut self, table_id: i64, identity: &RowIdentity) -> Option<(CommitTs, HeldRow)> {
+        let rows = self.rows.get_mut(&table_id)?;
+        let forgotten = rows.remove(identity);
         if rows.is_empty() {
             self.rows.remove(&table_id);
         }
+        let (since, row) = forgotten?;
+        self.bytes -= size(&row);
+        self.places.remove(&place(since, table_id, identity));
+        Some((since, row))
     }
 
     /// The first transaction whose values are held.
@@ -187,33 +225,49 @@ impl InFlight {
     pub fn dropped(&mut self, table_id: i64) {
         let identities: Vec<RowIdentity> =
             self.rows.get(&table_id).into_iter().flat_map(|rows| rows.keys().cloned()).collect();
-        identities.iter().for_each(|identity| self.forget(table_id, identity));
+        identities.iter().for_each(|identity| drop(self.forget(table_id, identity)));
         self.coming.retain(|(table, _), _| *table != table_id);
     }
 
-    /// A DDL turned `before` into `after`: the updates that must follow it, by commit order of the rows that brought the
-    /// values. Everything held for the table's columns is given up.
+    /// A DDL turned `before` into `after` and gave columns new names (`renamed`: from, to): the updates that must follow
+    /// it, by commit order of the rows that brought the values. Everything held for the table's columns is given up.
     pub fn fulfil(
         &mut self,
         before: &Definition,
         after: &Definition,
+        renamed: &[(String, String)],
     ) -> Result<Vec<Fulfilled>, InFlightError> {
         let table_id = after.id();
-        let mut rows: Vec<(CommitTs, HeldRow)> =
-            self.rows.get(&table_id).into_iter().flat_map(|rows| rows.values().cloned()).collect();
+        let mut rows: Vec<(CommitTs, bool, HeldRow)> = Vec::new();
+        for (identity, (since, row)) in self.rows.get(&table_id).into_iter().flatten() {
+            rows.push((*since, matches!(identity, RowIdentity::RowId(_)), row.clone()));
+        }
         self.dropped(table_id);
-        rows.sort_by_key(|(commit_ts, _)| *commit_ts);
+        rows.sort_by_key(|(since, ..)| *since);
+        let columns: Vec<Made<'_>> = after
+            .columns
+            .iter()
+            .filter_map(|at| after.info.cols.get(*at))
+            .filter(|column| before.info.column(column.id).is_none_or(|old| !old.is_public()))
+            // A generated column is computed where the DDL is run.
+            .filter(|column| !column.is_generated())
+            .map(|column| Made { table: after, column, source: source(before, after, renamed, column) })
+            .collect();
         let mut updates = Vec::new();
-        for (_, row) in rows {
+        for (_, is_keyless, row) in rows {
             let mut usuals = Vec::new();
             let mut news = Vec::new();
-            for (id, datum) in row.values {
-                if let Some((usual, field)) = news_of(before, after, id, datum)? {
-                    usuals.push(usual);
-                    news.push(field);
+            let mut differs = false;
+            for column in &columns {
+                let Some((usual, value)) = column.values(&row)? else { continue };
+                let is_new = usual.as_ref() != Some(&value);
+                differs |= is_new;
+                if is_new || is_keyless {
+                    usuals.extend(usual.map(|usual| native::field(column.column.id, &usual)));
+                    news.push(native::field(column.column.id, &value));
                 }
             }
-            if news.is_empty() {
+            if !differs {
                 continue;
             }
             let still_there = |field: &Field| after.info.column(field.column_id).is_some();
@@ -226,35 +280,132 @@ impl InFlight {
     }
 }
 
-/// What running the DDL gives the column, and the field to set, if that differs.
-fn news_of(
-    before: &Definition,
-    after: &Definition,
-    id: i64,
-    datum: Datum,
-) -> Result<Option<(Field, Field)>, InFlightError> {
-    let carried =
-        after.columns.iter().filter_map(|at| after.info.cols.get(*at)).find(|column| column.id == id);
-    let Some(column) = carried else { return Ok(None) };
-    // A generated column is computed where the DDL is run; a column of the same name under a new id is a type change.
-    if column.is_generated() || before.info.column_by_name(column.name()).is_some_and(|old| old.is_public()) {
-        return Ok(None);
+impl Write {
+    fn lacks(&self, column_id: i64) -> bool {
+        self.lacking.contains(&column_id)
     }
-    let misfit = |reason: String| InFlightError::Misfit {
-        table: format!("{}.{}", after.database, after.table()),
-        column: column.name().to_owned(),
-        reason,
+
+    /// True if the value that this write gave a column must be held, where the column takes `source`'s place. An
+    /// inserted row leaves NULLs out: what it lacks may just be that.
+    fn keeps(&self, source: i64, value: &Datum) -> bool {
+        let is_null = self.before.is_none() && self.lacking_is_null && *value == Datum::Null;
+        self.lacks(source) && !is_null
+    }
+}
+
+impl HeldRow {
+    /// The first of the last writes that lacked a column: after it, the downstream knew nothing of what happened to it.
+    fn first_lacking(&self, column_id: i64) -> Option<&Write> {
+        self.writes.iter().rev().take_while(|write| write.lacks(column_id)).last()
+    }
+
+    fn value(&self, column_id: i64) -> Option<&Datum> {
+        self.values.iter().find(|(id, _)| *id == column_id).map(|(_, datum)| datum)
+    }
+}
+
+/// What a column of a table whose job is in flight will be, by how TiDB shows the table.
+fn coming(known: &TableInfo, shown: &TableInfo, id: i64) -> Coming {
+    let Some(column) = shown.column(id) else { return Coming::Unknown };
+    if let Some(change) = &column.change_state_info {
+        let source = usize::try_from(change.relative_column_offset).ok().and_then(|at| shown.cols.get(at));
+        return source.map_or(Coming::Unknown, |source| Coming::Conversion(source.id));
+    }
+    // Once it has its place, it may have taken that of a column that is gone.
+    let gone = |old: &ColumnInfo| shown.column(old.id).is_none();
+    if column.is_public() && known.public_columns().any(gone) {
+        return Coming::Unknown;
+    }
+    column.absent_value().map_or(Coming::Unknown, |value| Coming::Default(value.to_datum()))
+}
+
+/// The column whose type was changed to make this one. (Its id is another one, or nothing would have to be held.)
+fn source<'a>(
+    before: &'a Definition,
+    after: &Definition,
+    renamed: &[(String, String)],
+    column: &ColumnInfo,
+) -> Option<&'a ColumnInfo> {
+    let same = |a: &str, b: &str| a.to_lowercase() == b.to_lowercase();
+    let name = match renamed.iter().find(|(_, to)| same(to, column.name())) {
+        Some((from, _)) => from.as_str(),
+        None if renamed.iter().any(|(from, _)| same(from, column.name())) => return None,
+        None => column.name(),
     };
-    let value = Value::from_datum(datum, &column.field_type).map_err(|e| misfit(e.to_string()))?;
-    let usual = column.absent_value().map_err(|e| misfit(e.to_string()))?;
-    Ok((value != usual).then(|| (native::field(id, &usual), native::field(id, &value))))
+    let old = before.info.column_by_name(name).filter(|old| old.is_public())?;
+    after.info.column(old.id).is_none().then_some(old)
+}
+
+/// A column that a DDL made.
+struct Made<'a> {
+    table: &'a Definition,
+    column: &'a ColumnInfo,
+    /// The column whose place it takes.
+    source: Option<&'a ColumnInfo>,
+}
+
+impl Made<'_> {
+    /// What running the DDL gives the column in this row, as far as that is known, and what it holds upstream; `None`
+    /// where nothing is known.
+    fn values(&self, row: &HeldRow) -> Result<Option<(Option<Value>, Value)>, InFlightError> {
+        let held = row.value(self.column.id).map(|datum| self.read(datum)).transpose()?;
+        let Some(source) = self.source else {
+            let Some(value) = held else { return Ok(None) };
+            let usual = self.column.absent_value().map_err(|e| self.misfit(e.to_string()))?;
+            return Ok(Some((Some(usual), value)));
+        };
+        let Some(first) = row.first_lacking(source.id) else {
+            return Ok(held.map(|value| (Some(value.clone()), value)));
+        };
+        // NULL is left out of inserted rows.
+        let left_out = first.before.is_none() && !self.column.not_null();
+        let Some(value) = held.or(left_out.then_some(Value::Null)) else { return Ok(None) };
+        Ok(Some((self.converted(source, first)?, value)))
+    }
+
+    /// What the DDL makes of what the downstream has for the source.
+    fn converted(&self, source: &ColumnInfo, first: &Write) -> Result<Option<Value>, InFlightError> {
+        if let Some(before) = &first.before {
+            let datum = before.iter().find(|(id, _)| *id == self.column.id).map(|(_, datum)| datum);
+            return datum.map(|datum| self.read(datum)).transpose();
+        }
+        // An inserted row went out with NULL, with the source's origin default, which TiDB converts as it does a value,
+        // or with the type's zero, of which it says nothing.
+        let sent = source.origin_default_value().map_err(|e| self.misfit(e.to_string()))?;
+        Ok(match sent {
+            Some(_) => self.column.origin_default_value().map_err(|e| self.misfit(e.to_string()))?,
+            None if source.not_null() || self.column.not_null() => None,
+            None => Some(Value::Null),
+        })
+    }
+
+    fn read(&self, datum: &Datum) -> Result<Value, InFlightError> {
+        Value::from_datum(datum.clone(), &self.column.field_type).map_err(|e| self.misfit(e.to_string()))
+    }
+
+    fn misfit(&self, reason: String) -> InFlightError {
+        InFlightError::Misfit {
+            table: format!("{}.{}", self.table.database, self.table.table()),
+            column: self.column.name().to_owned(),
+            reason,
+        }
+    }
 }
 
 fn size(row: &HeldRow) -> usize {
     // Fields and values are small structs with a little text; a generous guess per piece keeps this honest.
     use prost::Message as _;
     128 + row.fields.iter().map(|field| field.encoded_len() + 64).sum::<usize>()
-        + row.values.iter().map(|(_, datum)| 64 + datum_size(datum)).sum::<usize>()
+        + values_size(&row.values)
+        + row.writes.iter().map(write_size).sum::<usize>()
+}
+
+fn values_size(values: &[(i64, Datum)]) -> usize {
+    values.iter().map(|(_, datum)| 64 + datum_size(datum)).sum()
+}
+
+fn write_size(write: &Write) -> usize {
+    64 + 8 * write.lacking.len() + write.before.as_deref().map_or(0, values_size)
 }
 
 fn datum_size(datum: &Datum) -> usize {
@@ -271,132 +422,4 @@ fn place(commit_ts: CommitTs, table_id: i64, identity: &RowIdentity) -> (CommitT
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use schemas::sluice::v1::field::Value as V;
-    use serde_json::json;
-
-    use super::*;
-    use crate::filter::{Filter, FilterRules};
-    use crate::routing::Routing;
-    use crate::schema::{Definitions, Tracker};
-    use crate::sequence::RowLayout;
-
-    fn column(id: i64, name: &str, default: Option<&str>) -> serde_json::Value {
-        json!({
-            "id": id, "name": {"O": name, "L": name}, "state": 5, "origin_default": default,
-            "type": {"Tp": 8, "Flag": if id == 1 { 3 } else { 0 }, "Flen": 20, "Decimal": 0, "Charset": "binary"},
-        })
-    }
-
-    fn table(columns: Vec<serde_json::Value>, max_column: i64) -> serde_json::Value {
-        json!({
-            "id": 50, "name": {"O": "t", "L": "t"}, "cols": columns, "pk_is_handle": true, "max_col_id": max_column,
-        })
-    }
-
-    /// The table before and after a job that adds columns 3 (default 7) and 4 (no default).
-    fn definitions() -> (Arc<Definition>, Arc<Definition>) {
-        let layout = RowLayout { topics: vec![("t".to_owned(), 1)] };
-        let routing = Routing::new(Filter::new(FilterRules::default()).unwrap(), layout);
-        let mut tracker = Tracker::new(Arc::new(routing));
-        let old = vec![column(1, "id", None), column(2, "a", None)];
-        let mut new = old.clone();
-        new.extend([column(3, "b", Some("7")), column(4, "c", None)]);
-        let find = |definitions: &Definitions| definitions.table(50).unwrap().clone();
-        let database = json!({"id": 9, "db_name": {"O": "d", "L": "d"}});
-        let jobs = [
-            json!({"id": 1, "type": 1, "schema_id": 9, "state": 6, "binlog": {"SchemaVersion": 1, "DBInfo": database}}),
-            json!({"id": 2, "type": 3, "schema_id": 9, "state": 6, "binlog": {"SchemaVersion": 2, "TableInfo": table(old, 2)}}),
-            json!({"id": 3, "type": 61, "schema_id": 9, "state": 6, "binlog": {"SchemaVersion": 9, "TableInfo": table(new, 4)}}),
-        ];
-        let mut made = Vec::new();
-        for job in jobs {
-            tracker.apply(&serde_json::from_value(job).unwrap(), CommitTs::default()).unwrap();
-            made.push(tracker.definitions());
-        }
-        (find(&made[1]), find(&made[2]))
-    }
-
-    fn int(column_id: i64, value: i64) -> Field {
-        Field { column_id, value: Some(V::Int(value)) }
-    }
-
-    fn identity(row: i64) -> RowIdentity {
-        RowIdentity::Key(Bytes::from(vec![row as u8]))
-    }
-
-    fn brought(row: i64, values: &[(i64, i64)]) -> HeldChange {
-        let values = values.iter().map(|(id, value)| (*id, Datum::Int(*value))).collect();
-        let after = HeldRow { fields: vec![int(1, row)], values };
-        HeldChange { table_id: 50, before: None, after: Some((identity(row), after)) }
-    }
-
-    #[test]
-    fn only_what_the_ddl_does_not_give_follows_it() {
-        let (before, after) = definitions();
-        let mut inflight = InFlight::default();
-        let changes = vec![brought(1, &[(3, 7)]), brought(2, &[(3, 8), (4, 5)]), brought(3, &[(3, 9)])];
-        assert_eq!(inflight.strangers(&changes), HashSet::from([50]));
-        inflight.learn(50, &changes, None);
-        assert!(inflight.strangers(&changes).is_empty());
-        inflight.take(CommitTs::new(100), changes).unwrap();
-        assert_eq!(inflight.oldest(), Some(CommitTs::new(100)));
-        // Row 3 goes away again, row 2 is written once more.
-        let gone = HeldChange { table_id: 50, before: Some(identity(3)), after: None };
-        let again = HeldChange { before: Some(identity(2)), ..brought(2, &[(3, 8), (4, 6)]) };
-        inflight.take(CommitTs::new(110), vec![gone, again]).unwrap();
-        let updates = inflight.fulfil(&before, &after).unwrap();
-        let null = Field { column_id: 4, value: Some(V::Null(schemas::sluice::v1::Null {})) };
-        let expected = Fulfilled {
-            before: vec![int(1, 2), int(3, 7), null],
-            after: vec![int(1, 2), int(3, 8), int(4, 6)],
-        };
-        assert_eq!(updates, [expected]);
-        assert_eq!((inflight.oldest(), inflight.bytes), (None, 0));
-    }
-
-    #[test]
-    fn a_known_default_is_not_held() {
-        let (_, after) = definitions();
-        let mut inflight = InFlight::default();
-        let changes = vec![brought(1, &[(3, 7)]), brought(2, &[(3, 8)])];
-        inflight.learn(50, &changes, Some(&after.info));
-        inflight.take(CommitTs::new(100), vec![changes[0].clone()]).unwrap();
-        assert_eq!(inflight.oldest(), None);
-        inflight.take(CommitTs::new(101), vec![changes[1].clone()]).unwrap();
-        assert_eq!(inflight.oldest(), Some(CommitTs::new(101)));
-        inflight.dropped(50);
-        assert_eq!((inflight.oldest(), inflight.bytes), (None, 0));
-    }
-
-    #[test]
-    fn a_type_change_is_left_to_the_ddl() {
-        let (before, after) = definitions();
-        let mut changing = after.info.clone();
-        changing.cols.as_mut_slice()[2].change_state_info = Some(tidb::model::ChangeStateInfo::default());
-        let mut inflight = InFlight::default();
-        let changes = vec![brought(1, &[(3, 1)])];
-        inflight.learn(50, &changes, Some(&changing));
-        inflight.take(CommitTs::new(100), changes).unwrap();
-        assert_eq!(inflight.oldest(), None);
-        // Where TiDB could not be asked, the name tells: the old definition had a column of the new one's name.
-        let mut inflight = InFlight::default();
-        let mut old = before.info.clone();
-        old.cols.as_mut_slice()[1].name = tidb::model::Name::new("b");
-        let renamed = Definition { info: old, ..(*before).clone() };
-        inflight.take(CommitTs::new(100), vec![brought(1, &[(3, 1)])]).unwrap();
-        assert_eq!(inflight.fulfil(&renamed, &after).unwrap(), []);
-    }
-
-    #[test]
-    fn the_budget_is_kept() {
-        let mut inflight = InFlight::default();
-        let big = Datum::Bytes(Bytes::from(vec![0; BUDGET]));
-        let after = HeldRow { fields: Vec::new(), values: vec![(3, big)] };
-        let change = HeldChange { table_id: 50, before: None, after: Some((identity(1), after)) };
-        let error = inflight.take(CommitTs::new(1), vec![change]).unwrap_err();
-        assert_eq!(error, InFlightError::TooMuch { table_id: 50, column_id: 3 });
-    }
-}
+mod tests;

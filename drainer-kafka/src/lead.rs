@@ -179,6 +179,7 @@ impl Leader {
             max_transaction: self.config.output.max_kafka_transaction.as_u64() as usize,
             shape,
             claims,
+            in_flight_budget: self.config.in_flight_budget.as_u64() as usize,
         };
         let mut sink = Sink::new(producer, sequencer, sink_options, history.clone(), self.status.clone());
         sink.start(&new_schema).await?;

@@ -22,6 +22,7 @@ mod run;
 pub mod schema;
 pub mod sequence;
 pub mod service;
+pub mod statement;
 pub mod status;
 pub mod transaction;
 pub mod translate;

@@ -8,11 +8,12 @@
 //! - Rows of a table id that was dropped or truncated earlier in commit order are invisible upstream: discarded and
 //!   counted. After EXCHANGE PARTITION, rows under the plain table's old id are rows of the partitioned table.
 //! - A table id that no DDL made stops the feed.
-//! - While REORGANIZE PARTITION runs, TiDB records writes twice; the second of two equal neighbours is left out.
+//! - While partitions are being made anew, TiDB records writes twice; what repeats is left out ([`doubled`]).
 //!
 //! A transaction is turned into records slice by slice ([`TxnRows::next_slice`]), so that a large one is never in
 //! memory twice.
 
+mod doubled;
 mod record;
 
 use std::sync::Arc;
@@ -21,17 +22,19 @@ use bytes::Bytes;
 use prost::Message;
 use schemas::binlog::{MutationType, PrewriteValue, TableMutation};
 use schemas::sluice::v1 as proto;
+use tidb::datum::Datum;
 use tidb::model::ColumnInfo;
 use tidb::row::{RowError, RowImage, decode_delete, decode_insert, decode_update};
 use tidb::ts::{CommitTs, StartTs};
 use tidb::value::Value;
 
-use crate::inflight::{HeldChange, HeldRow, RowIdentity};
+use crate::inflight::{HeldChange, HeldRow, RowIdentity, Write};
 use crate::native;
 use crate::schema::{Definition, Definitions, Lookup};
 use crate::sequence::RowRecord;
 use crate::transaction::Transaction;
 
+use self::doubled::Recent;
 pub use self::record::{LargeRow, Shape};
 use self::record::{Place, row_key};
 
@@ -119,6 +122,7 @@ struct TableRows {
     definition: Arc<Definition>,
     mutation: TableMutation,
     cursor: Cursor,
+    recent: Recent,
 }
 
 /// How far a table's three lists have been read.
@@ -219,12 +223,13 @@ impl TxnRows {
                 }
                 Lookup::Live(definition) => definition.clone(),
             };
-            let mut rows = TableRows { definition, mutation, cursor: Cursor::default() };
+            let mut rows =
+                TableRows { definition, mutation, cursor: Cursor::default(), recent: Recent::default() };
             let mut count = 0_usize;
             while rows.next_row()?.is_some() {
                 count += 1;
             }
-            rows.cursor = Cursor::default();
+            (rows.cursor, rows.recent) = (Cursor::default(), Recent::default());
             let total = u64::from(self.changes) + count as u64;
             self.changes = u32::try_from(total).map_err(|_| TranslateFault::TooManyChanges)?;
             tables.push(rows);
@@ -322,43 +327,52 @@ impl TxnRows {
 }
 
 impl TableRows {
-    /// The next row in the order of the statements. Rows that the order list does not name do not exist.
+    /// The next row in the order of the statements, without what TiDB recorded twice. Rows that the order list does not
+    /// name do not exist.
     fn next_row(&mut self) -> Result<Option<(Op, Bytes)>, TranslateFault> {
-        let table_id = self.mutation.table_id();
-        // Writes are doubled only while a partitioned table is being reorganised.
-        let may_double = self.definition.info.partition.is_some();
-        while let Some(kind) = self.mutation.sequence.get(self.cursor.sequence).copied() {
-            let repeated_kind = self
-                .cursor
-                .sequence
-                .checked_sub(1)
-                .is_some_and(|before| self.mutation.sequence[before] == kind);
-            self.cursor.sequence += 1;
-            let (op, list, at, name) = match MutationType::try_from(kind) {
-                Ok(MutationType::Insert) => {
-                    (Op::Insert, &self.mutation.inserted_rows, &mut self.cursor.inserted, "inserted")
-                }
-                Ok(MutationType::Update) => {
-                    (Op::Update, &self.mutation.updated_rows, &mut self.cursor.updated, "updated")
-                }
-                Ok(MutationType::DeleteRow) => {
-                    (Op::Delete, &self.mutation.deleted_rows, &mut self.cursor.deleted, "deleted")
-                }
-                Ok(MutationType::DeleteId | MutationType::DeletePk) | Err(_) => {
-                    return Err(TranslateFault::ObsoleteMutation { table_id, kind });
-                }
-            };
-            let Some(blob) = list.get(*at) else {
-                return Err(TranslateFault::MissingRow { table_id, kind: name });
-            };
-            let doubled =
-                may_double && repeated_kind && at.checked_sub(1).is_some_and(|before| list[before] == *blob);
-            *at += 1;
-            if !doubled {
-                return Ok(Some((op, blob.clone())));
+        while let Some((op, blob, after)) = self.row_at(self.cursor)? {
+            let mut recent = std::mem::take(&mut self.recent);
+            let mut beyond = after;
+            let doubled = recent.doubled(&self.definition, (op, &blob), || {
+                // What cannot be read is met, and named, when its turn comes.
+                let (op, blob, next) = self.row_at(after).ok().flatten()?;
+                beyond = next;
+                Some((op, blob))
+            });
+            self.recent = recent;
+            self.cursor = if doubled == 2 { beyond } else { after };
+            if doubled == 0 {
+                self.recent.push(op, blob.clone());
+                return Ok(Some((op, blob)));
             }
         }
         Ok(None)
+    }
+
+    /// The row at a place, and the place after it.
+    fn row_at(&self, mut cursor: Cursor) -> Result<Option<(Op, Bytes, Cursor)>, TranslateFault> {
+        let table_id = self.mutation.table_id();
+        let Some(kind) = self.mutation.sequence.get(cursor.sequence).copied() else { return Ok(None) };
+        cursor.sequence += 1;
+        let (op, list, at, name) = match MutationType::try_from(kind) {
+            Ok(MutationType::Insert) => {
+                (Op::Insert, &self.mutation.inserted_rows, &mut cursor.inserted, "inserted")
+            }
+            Ok(MutationType::Update) => {
+                (Op::Update, &self.mutation.updated_rows, &mut cursor.updated, "updated")
+            }
+            Ok(MutationType::DeleteRow) => {
+                (Op::Delete, &self.mutation.deleted_rows, &mut cursor.deleted, "deleted")
+            }
+            Ok(MutationType::DeleteId | MutationType::DeletePk) | Err(_) => {
+                return Err(TranslateFault::ObsoleteMutation { table_id, kind });
+            }
+        };
+        let Some(blob) = list.get(*at) else {
+            return Err(TranslateFault::MissingRow { table_id, kind: name });
+        };
+        *at += 1;
+        Ok(Some((op, blob.clone(), cursor)))
     }
 }
 
@@ -391,7 +405,7 @@ impl Images {
     }
 
     /// What the row brings for columns that the definition does not have yet.
-    fn held(&self, definition: &Definition) -> Result<Option<HeldChange>, TranslateFault> {
+    fn held(&self, definition: &Arc<Definition>) -> Result<Option<HeldChange>, TranslateFault> {
         let coming = |image: &RowImage| image.unknown.iter().any(|u| u.id > definition.info.max_col_id);
         if ![&self.before, &self.after].into_iter().flatten().any(coming) {
             return Ok(None);
@@ -407,13 +421,32 @@ impl Images {
                 None => inserted(definition, image)?,
                 Some(_) => present(definition, image),
             };
+            let write = write(definition, self.before.as_ref(), image);
             after = identify(definition, image, fields).map(|(identity, fields)| {
-                let values = image.unknown.iter().filter(|u| u.id > definition.info.max_col_id);
-                let values = values.map(|u| (u.id, u.datum.clone())).collect();
-                (identity, HeldRow { fields, values })
+                (identity, HeldRow { fields, values: coming_values(definition, image), writes: vec![write] })
             });
         }
-        Ok(Some(HeldChange { table_id: definition.id(), before, after }))
+        Ok(Some(HeldChange { definition: definition.clone(), before, after }))
+    }
+}
+
+/// What the image holds for columns that the definition does not have yet.
+fn coming_values(definition: &Definition, image: &RowImage) -> Vec<(i64, Datum)> {
+    let values = image.unknown.iter().filter(|u| u.id > definition.info.max_col_id);
+    values.map(|u| (u.id, u.datum.clone())).collect()
+}
+
+/// What a write says about columns that may have been replaced by others.
+fn write(definition: &Definition, before: Option<&RowImage>, after: &RowImage) -> Write {
+    let mut find = Finder::new(after);
+    let lacking: Vec<&ColumnInfo> = carried(definition).filter(|c| find.get(c.id).is_none()).collect();
+    let is_null = |column: &&ColumnInfo| {
+        !column.not_null() && column.origin_default.is_none() && column.origin_default_bit.is_none()
+    };
+    Write {
+        lacking_is_null: lacking.iter().all(is_null),
+        lacking: lacking.into_iter().map(|column| column.id).collect(),
+        before: before.map(|image| coming_values(definition, image)),
     }
 }
 
@@ -423,7 +456,10 @@ fn identify(
     image: &RowImage,
     fields: Vec<proto::Field>,
 ) -> Option<(RowIdentity, Vec<proto::Field>)> {
-    match row_key(definition, &fields) {
+    // A key column that an inserted row lacks is being replaced by another: what goes out for it identifies nothing.
+    let key_columns = definition.key.iter().filter_map(|at| definition.info.cols.get(*at));
+    let has_key = key_columns.into_iter().all(|column| image.get(column.id).is_some());
+    match row_key(definition, &fields).filter(|_| has_key) {
         Some(key) => {
             let ids: Vec<i64> =
                 definition.key.iter().filter_map(|at| Some(definition.info.cols.get(*at)?.id)).collect();

@@ -196,6 +196,7 @@ mod tests {
             ("[syncer.to]\nkafka-addrs = \"a:1\"\n[kafka]\nbrokers = [\"b:1\"]", "kafka.brokers"),
             ("pd-urls = \"a:2379\"", "pd-urls"),
             ("pull-budget = \"1 KiB\"", "pull-budget"),
+            ("in-flight-budget = \"1 KiB\"", "in-flight-budget"),
             ("addr = \"0.0.0.0:8249\"", "advertise-addr"),
             ("initial-commit-ts = -5", "initial-commit-ts"),
         ];

@@ -51,6 +51,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// Bytes received from one pump and not yet in Kafka. A larger transaction is taken alone.
     pub pull_budget: ByteSize,
+    /// Bytes of values held for columns whose DDL has not come yet. Beyond it the feed stops.
+    pub in_flight_budget: ByteSize,
     /// The largest transaction that a pump may send.
     pub max_message_size: ByteSize,
     /// TiDB status ports (`host:port`), comma-separated. Default: those registered in PD.
@@ -151,6 +153,7 @@ impl Default for Config {
             log_file: None,
             log_format: LogFormat::default(),
             pull_budget: ByteSize::mib(32),
+            in_flight_budget: ByteSize::mib(64),
             max_message_size: ByteSize::gib(1),
             tidb_status: String::new(),
             lease: HumanDuration::from_secs(10),
@@ -318,8 +321,11 @@ impl Validate for Config {
         }
         self.kafka().validate()?;
         self.validate_output()?;
-        for (field, size) in [("pull-budget", self.pull_budget), ("max-message-size", self.max_message_size)]
-        {
+        for (field, size) in [
+            ("pull-budget", self.pull_budget),
+            ("in-flight-budget", self.in_flight_budget),
+            ("max-message-size", self.max_message_size),
+        ] {
             if size.as_u64() < 64 * 1024 || size.as_u64() > u64::from(u32::MAX) {
                 return Err(Invalid::new(field, format!("{size} is out of range: 64KiB to 4GiB")));
             }

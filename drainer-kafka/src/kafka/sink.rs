@@ -38,6 +38,9 @@ const ASK: Duration = Duration::from_secs(2);
 /// Bytes of a large transaction that are shaped at a time.
 const SLICE: usize = 1 << 20;
 
+/// Changes of a large transaction that are passed over at a time, where a predecessor has written them.
+const SKIPPED: u32 = 10_000;
+
 /// A transaction whose rows are shaped, or about to be.
 #[derive(Debug)]
 pub struct Shaped {
@@ -79,6 +82,8 @@ pub enum Work {
         entry: Option<TxnHeader>,
         /// Tables as they were and as they are now.
         reshaped: Vec<(Arc<Definition>, Arc<Definition>)>,
+        /// Columns that the statement gives another name: from, to.
+        renamed: Vec<(String, String)>,
         /// Table ids that are gone, or whose coming columns are.
         dropped: Vec<i64>,
     },
@@ -160,6 +165,8 @@ pub struct SinkOptions {
     pub shape: Shape,
     /// Where values too large for a record go, under that policy.
     pub claims: Option<Claims>,
+    /// The most bytes of values held for columns that do not exist yet.
+    pub in_flight_budget: usize,
 }
 
 /// The sink of one epoch.
@@ -195,10 +202,10 @@ impl<H: SchemaHistory> Sink<H> {
         Self {
             producer,
             sequencer,
-            options,
             status,
             history,
-            inflight: InFlight::default(),
+            inflight: InFlight::new(options.in_flight_budget),
+            options,
             acks: None,
             begun: Instant::now(),
             budgets: Vec::new(),
@@ -302,8 +309,8 @@ impl<H: SchemaHistory> Sink<H> {
                         self.transaction(transaction).await?;
                     }
                 }
-                Work::Ddl { commit_ts, records, entry, reshaped, dropped } => {
-                    let updates = self.fulfil(commit_ts, &reshaped, &dropped)?;
+                Work::Ddl { commit_ts, records, entry, reshaped, renamed, dropped } => {
+                    let updates = self.fulfil(commit_ts, &reshaped, &renamed, &dropped)?;
                     self.ddl(commit_ts, records, entry, updates).await?;
                 }
                 Work::Resolved(watermark) => self.sequencer.advance(watermark),
@@ -328,6 +335,7 @@ impl<H: SchemaHistory> Sink<H> {
         let commit_ts = shaped.header.commit_ts;
         if shaped.header.changes == 0 {
             self.hold(commit_ts, shaped.held).await?;
+            self.sequencer.held(self.inflight.oldest());
             self.sequencer.advance(commit_ts.0);
             return Ok(());
         }
@@ -347,6 +355,7 @@ impl<H: SchemaHistory> Sink<H> {
                 records.retain(|record| record.change >= opened.skip_changes);
                 self.rows(&records).await?;
                 self.hold(commit_ts, shaped.held).await?;
+                self.sequencer.held(self.inflight.oldest());
             }
             Rows::Sliced(rows) => self.sliced(commit_ts, *rows, opened.skip_changes).await?,
         }
@@ -381,8 +390,13 @@ impl<H: SchemaHistory> Sink<H> {
         mut rows: TxnRows,
         skip_changes: u32,
     ) -> Result<(), SinkError> {
-        rows.skip(skip_changes)?;
-        let mut held = rows.take_held();
+        let mut left = skip_changes;
+        while left > 0 {
+            let changes = left.min(SKIPPED);
+            rows.skip(changes)?;
+            self.hold(commit_ts, rows.take_held()).await?;
+            left -= changes;
+        }
         loop {
             let shape = self.options.shape;
             let (slice, back) = tokio::task::spawn_blocking(move || {
@@ -393,10 +407,12 @@ impl<H: SchemaHistory> Sink<H> {
             .map_err(|_| SinkError::Shaping)?;
             rows = back;
             let slice = slice?;
-            held.append(&mut rows.take_held());
+            self.hold(commit_ts, rows.take_held()).await?;
             if slice.is_empty() {
-                // The transaction counts as a whole: until it is closed, the watermark stays before it.
-                return self.hold(commit_ts, held).await;
+                // The transaction counts as a whole: until it is closed, the watermark stays before it, and a successor
+                // reads all of it again.
+                self.sequencer.held(self.inflight.oldest());
+                return Ok(());
             }
             self.rows(&slice).await?;
         }
@@ -416,7 +432,7 @@ impl<H: SchemaHistory> Sink<H> {
         Ok(())
     }
 
-    /// Holds values for columns that do not exist yet.
+    /// Holds values for columns that do not exist yet. The sequencer is told when the whole transaction is.
     async fn hold(&mut self, commit_ts: CommitTs, changes: Vec<HeldChange>) -> Result<(), SinkError> {
         if changes.is_empty() {
             return Ok(());
@@ -428,7 +444,6 @@ impl<H: SchemaHistory> Sink<H> {
             self.inflight.learn(table_id, &changes, info.as_ref());
         }
         self.inflight.take(commit_ts, changes)?;
-        self.sequencer.held(self.inflight.oldest());
         Ok(())
     }
 
@@ -437,11 +452,12 @@ impl<H: SchemaHistory> Sink<H> {
         &mut self,
         commit_ts: CommitTs,
         reshaped: &[(Arc<Definition>, Arc<Definition>)],
+        renamed: &[(String, String)],
         dropped: &[i64],
     ) -> Result<Vec<RowRecord>, SinkError> {
         let mut records = Vec::new();
         for (before, after) in reshaped {
-            let updates = self.inflight.fulfil(before, after)?;
+            let updates = self.inflight.fulfil(before, after, renamed)?;
             if after.place.is_some() {
                 let shaped = self.options.shape.fulfilled(after, commit_ts, updates, &mut records);
                 shaped.map_err(|fault| SinkError::Fulfil { commit_ts, fault })?;

@@ -18,6 +18,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tidb::model::{DbInfo, Job, TableInfo};
 use tidb::ts::{CommitTs, Tso};
+use tracing::warn;
 
 use super::history::{HistoryError, SchemaHistory};
 use super::{SchemaError, Tracker};
@@ -183,7 +184,20 @@ impl Jobs {
         let applied = self.applied(position, first_after);
         let mut buffer = Vec::new();
         for place in applied {
-            tracker.apply(&self.read(place, &mut buffer)?, CommitTs::default())?;
+            let job = self.read(place, &mut buffer)?;
+            match tracker.apply(&job, CommitTs::default()) {
+                // Kinds come and go with TiDB's versions. What one of an older version did long ago, `/schema` shows.
+                Err(SchemaError::UnknownKind { kind, .. }) => {
+                    warn!(
+                        job = job.id,
+                        kind,
+                        version = job.schema_version(),
+                        "passed over a job of the DDL history"
+                    );
+                    tracker.pass(&job);
+                }
+                applied => drop(applied?),
+            }
         }
         // Ids that later jobs mention are not missing from the history, they are just not there yet.
         let mut mentioned: HashSet<i64> = tracker.definitions().tables().map(|table| table.id()).collect();

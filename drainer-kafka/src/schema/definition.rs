@@ -11,7 +11,7 @@ use crate::routing::Routing;
 use crate::sequence::RowPartition;
 
 /// A table, view or sequence as one DDL left it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Definition {
     /// The schema version of the DDL that made it.
     pub version: i64,
@@ -32,7 +32,13 @@ pub struct Definition {
 }
 
 impl Definition {
-    fn new(routing: &Routing, database: &DbInfo, info: TableInfo, version: i64, commit_ts: CommitTs) -> Self {
+    pub(super) fn new(
+        routing: &Routing,
+        database: &DbInfo,
+        info: TableInfo,
+        version: i64,
+        commit_ts: CommitTs,
+    ) -> Self {
         let database_name = database.name.as_str().to_owned();
         let columns = info.cols.iter().enumerate().filter(|(_, c)| is_carried(c)).map(|(at, _)| at).collect();
         Self {
@@ -180,6 +186,20 @@ pub struct Definitions {
     tables: HashMap<i64, Arc<Definition>>,
     /// Ids that are gone, with the version of the DDL that took them and the table that took over their rows.
     dropped: HashMap<i64, Dropped>,
+    /// Databases that are gone and may come back, the oldest first.
+    recoverable: Vec<Arc<Recoverable>>,
+}
+
+/// How many dropped databases are remembered. TiDB itself forgets them when its garbage collection takes their rows.
+const MAX_RECOVERABLE: usize = 64;
+
+/// A database that is gone, as FLASHBACK DATABASE would bring it back.
+#[derive(Clone, Debug)]
+pub struct Recoverable {
+    /// TiDB's own description.
+    pub info: DbInfo,
+    /// The tables that went with it.
+    pub tables: Vec<Arc<Definition>>,
 }
 
 /// A table id that is gone.
@@ -254,6 +274,22 @@ impl Definitions {
 
     pub(super) fn remove_database(&mut self, database_id: i64) -> Option<Arc<Database>> {
         self.databases.remove(&database_id)
+    }
+
+    /// Databases that are gone and may come back, the oldest first.
+    pub fn recoverable(&self) -> &[Arc<Recoverable>] {
+        &self.recoverable
+    }
+
+    pub(super) fn remember_database(&mut self, gone: Recoverable) {
+        self.recoverable.push(Arc::new(gone));
+        let surplus = self.recoverable.len().saturating_sub(MAX_RECOVERABLE);
+        self.recoverable.drain(..surplus);
+    }
+
+    pub(super) fn recall_database(&mut self, database_id: i64) -> Option<Arc<Recoverable>> {
+        let at = self.recoverable.iter().position(|gone| gone.info.id == database_id)?;
+        Some(self.recoverable.remove(at))
     }
 
     pub(super) fn put_table(

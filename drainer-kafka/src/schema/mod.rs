@@ -14,14 +14,15 @@ pub mod bootstrap;
 mod definition;
 pub mod history;
 pub mod records;
+mod renames;
 
 use std::sync::Arc;
 
 use serde::Deserialize;
-use tidb::model::{ActionType, DbInfo, Job, List, TableInfo};
+use tidb::model::{ActionType, DbInfo, InvolvingSchema, Job, List, TableInfo};
 use tidb::ts::CommitTs;
 
-pub use self::definition::{Database, Definition, Definitions, Dropped, Lookup};
+pub use self::definition::{Database, Definition, Definitions, Dropped, Lookup, Recoverable};
 use crate::filter::is_system_schema;
 use crate::routing::Routing;
 
@@ -113,6 +114,10 @@ pub struct Effect {
     pub dropped_databases: Vec<Arc<Database>>,
     /// Ids that went.
     pub dropped: Vec<(i64, Dropped)>,
+    /// The name of the job's database as it was written; the job has it in lower case. `None`: no database has it.
+    pub database: Option<String>,
+    /// The pairs of a RENAME TABLE whose job does not list them: from, to, from, to.
+    pub renames: Vec<InvolvingSchema>,
 }
 
 /// Applies jobs in commit order.
@@ -178,9 +183,32 @@ impl Tracker {
         Arc::make_mut(&mut self.definitions).drop_table(table_id, dropped);
     }
 
+    /// Remembers a database that is gone, with its tables and their versions, as known from elsewhere than a job.
+    pub fn restore_recoverable(&mut self, database: DbInfo, tables: Vec<(TableInfo, i64)>) {
+        let routing = self.routing.clone();
+        let define = |(info, version)| {
+            Arc::new(Definition::new(&routing, &database, info, version, CommitTs::default()))
+        };
+        let tables = tables.into_iter().map(define).collect();
+        let gone = Recoverable { info: database.clone(), tables };
+        Arc::make_mut(&mut self.definitions).remember_database(gone);
+    }
+
     /// Forgets the ids that were dropped by jobs up to this version: no row can name them any more.
     pub fn forget_dropped(&mut self, version: i64) {
         Arc::make_mut(&mut self.definitions).forget_dropped(version);
+    }
+
+    /// Passes over a job of a kind that this build does not know and that is history: what it left behind counts, if it is
+    /// a new definition of a table that is there.
+    pub fn pass(&mut self, job: &Job) {
+        let known = |table: &&TableInfo| self.definitions.table(table.id).is_some();
+        let table = job.binlog.table_info.as_ref().filter(known).cloned();
+        let database = self.definitions.database(job.schema_id).map(|database| database.info.clone());
+        if let (Some(table), Some(database)) = (table, database) {
+            self.restore_table(&database, table, job.schema_version(), CommitTs::default());
+        }
+        self.set_version(job.schema_version());
     }
 
     /// Applies the next job; `commit_ts` is its place in commit order (zero where only the order is known). A job that
@@ -209,7 +237,9 @@ impl Tracker {
             effect: Effect::default(),
         };
         step.run()?;
-        let effect = step.effect;
+        let mut effect = step.effect;
+        let database = self.definitions.database_by_name(&job.schema_name.to_lowercase());
+        effect.database = database.map(|database| database.info.name.as_str().to_owned());
         self.version = version;
         Ok(effect)
     }
@@ -404,30 +434,41 @@ impl Step<'_> {
                 database: self.job.schema_name.clone(),
             });
         };
-        for table in self.definitions.tables_of(database.info.id) {
+        let tables = self.definitions.tables_of(database.info.id);
+        for table in &tables {
             self.drop(table.id(), 0)?;
         }
+        self.definitions.remember_database(Recoverable { info: database.info.clone(), tables });
         self.effect.dropped_databases.push(database);
         Ok(())
     }
 
-    /// FLASHBACK DATABASE brings the database and all its tables back, under the ids they had.
+    /// FLASHBACK DATABASE brings the database and all its tables back, under the ids they had. From 8.3 on (and in late
+    /// releases of 7.5) TiDB reads the tables as it runs, and its job does not list them: they are those that went with
+    /// the database.
     fn flashback_database(&mut self) -> Result<(), SchemaError> {
         self.put_database()?;
         let database_id = self.db_info()?.id;
-        let arguments: List<Recovered> = self
-            .job
-            .raw_args
-            .parse()
-            .map_err(|_| self.incomplete("readable list of the tables it brings back"))?;
-        let Some(recovered) = arguments.iter().find_map(|argument| match argument {
+        let arguments: List<Recovered> = self.job.raw_args.parse().unwrap_or_default();
+        let listed = arguments.iter().find_map(|argument| match argument {
             Recovered::Schema(schema) => Some(schema),
             Recovered::Other(_) => None,
-        }) else {
-            return Err(self.incomplete("list of the tables it brings back"));
+        });
+        let gone = self.definitions.recall_database(database_id);
+        let tables: Vec<TableInfo> = match (listed, gone) {
+            (Some(listed), _) if !listed.tables.is_empty() => {
+                listed.tables.iter().map(|table| table.table_info.clone()).collect()
+            }
+            (_, Some(gone)) => gone.tables.iter().map(|table| table.info.clone()).collect(),
+            (Some(listed), None) if !listed.loads_tables => Vec::new(),
+            _ => {
+                let what =
+                    "list of the tables it brings back, and what the database held is not known any more";
+                return Err(self.incomplete(what));
+            }
         };
-        for table in &recovered.tables {
-            self.put(table.table_info.clone(), database_id)?;
+        for table in tables {
+            self.put(table, database_id)?;
         }
         Ok(())
     }
@@ -446,7 +487,12 @@ impl Step<'_> {
     /// pairs of (from, to). A table renamed twice is listed twice: the last pair counts.
     fn rename_tables(&mut self) -> Result<(), SchemaError> {
         let tables = self.several("table definitions")?;
-        let pairs = self.job.involving_schema_info.to_vec();
+        let mut pairs = self.job.involving_schema_info.to_vec();
+        if pairs.is_empty() {
+            pairs = renames::of_statement(self.job, &tables, self.definitions)
+                .map_err(|what| self.incomplete(what))?;
+            self.effect.renames.clone_from(&pairs);
+        }
         for (at, table) in tables.iter().enumerate() {
             if tables[at + 1..].iter().any(|later| later.id == table.id) {
                 continue;
@@ -510,7 +556,9 @@ enum Recovered {
 #[derive(Deserialize)]
 struct RecoveredSchema {
     #[serde(rename = "RecoverTabsInfo")]
-    tables: Vec<RecoveredTable>,
+    tables: List<RecoveredTable>,
+    #[serde(rename = "LoadTablesOnExecute", default)]
+    loads_tables: bool,
 }
 
 #[derive(Deserialize)]

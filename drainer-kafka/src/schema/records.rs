@@ -78,10 +78,19 @@ pub fn of_all(tracker: &Tracker, limit: usize) -> Vec<SchemaTopicRecord> {
     for database in databases {
         put(&mut out, database_record(database, false), limit);
     }
+    for gone in definitions.recoverable() {
+        for table in &gone.tables {
+            put(&mut out, (table_key(table.id(), table.version), Body::Table(table.to_proto())), limit);
+        }
+        let database = Database { version: tracker.version(), info: gone.info.clone() };
+        put(&mut out, database_record(&database, true), limit);
+    }
+    let recoverable = || definitions.recoverable().iter().flat_map(|gone| &gone.tables);
     let mut dropped: Vec<_> = definitions.dropped().collect();
     dropped.sort_unstable_by_key(|(table_id, _)| *table_id);
     for (table_id, gone) in dropped {
-        put(&mut out, dropped_record(table_id, gone, None, CommitTs::default()), limit);
+        let before = recoverable().find(|table| table.id() == table_id);
+        put(&mut out, dropped_record(table_id, gone, before, CommitTs::default()), limit);
     }
     let mut tables: Vec<_> = definitions.tables().collect();
     tables.sort_unstable_by_key(|table| table.id());
@@ -150,6 +159,8 @@ pub struct SchemaReader {
     partial: Option<(String, u32, u32, BytesMut)>,
     tables: HashMap<i64, TableDefinition>,
     databases: HashMap<i64, DatabaseDefinition>,
+    /// Tables that went with their database, by its id.
+    gone: HashMap<i64, Vec<TableDefinition>>,
     version: i64,
     records: u64,
 }
@@ -198,6 +209,11 @@ impl SchemaReader {
                 let known = self.tables.get(&table.table_id);
                 // A job that takes an id and gives it back (TRUNCATE never does) would stand here in order.
                 if known.is_none_or(|known| known.version <= table.version) {
+                    let database = self.databases.get(&table.database_id);
+                    let with_it = database.is_some_and(|database| database.dropped);
+                    if let Some(known) = known.filter(|known| table.dropped && with_it && !known.dropped) {
+                        self.gone.entry(table.database_id).or_default().push(known.clone());
+                    }
                     self.tables.insert(table.table_id, table);
                 }
             }
@@ -205,6 +221,9 @@ impl SchemaReader {
                 self.version = self.version.max(database.version);
                 let known = self.databases.get(&database.database_id);
                 if known.is_none_or(|known| known.version <= database.version) {
+                    if !database.dropped {
+                        self.gone.remove(&database.database_id);
+                    }
                     self.databases.insert(database.database_id, database);
                 }
             }
@@ -214,17 +233,39 @@ impl SchemaReader {
     }
 
     /// The tracker at the end of the topic.
-    pub fn finish(self, routing: Arc<Routing>) -> Result<Tracker, RecordsError> {
+    pub fn finish(mut self, routing: Arc<Routing>) -> Result<Tracker, RecordsError> {
         let mut tracker = Tracker::new(routing);
         let mut databases = HashMap::new();
+        let mut lost = Vec::new();
         for database in self.databases.into_values() {
             let key = format!("database/{}/{}", database.database_id, database.version);
             let info: DbInfo = serde_json::from_slice(&database.tidb_json)
                 .map_err(|e| RecordsError::Unreadable { key, reason: e.to_string() })?;
-            if !database.dropped {
+            if database.dropped {
+                // A database's version is that of its own last change; its tables know when it went.
+                let went = self
+                    .gone
+                    .get(&info.id)
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|t| self.tables.get(&t.table_id));
+                lost.push((went.map(|t| t.version).max().unwrap_or(database.version), info.clone()));
+            } else {
                 tracker.restore_database(info.clone(), database.version);
             }
             databases.insert(database.database_id, info);
+        }
+        let info_of = |table: &TableDefinition| -> Result<TableInfo, RecordsError> {
+            let key = table_key(table.table_id, table.version);
+            serde_json::from_slice(&table.tidb_json)
+                .map_err(|e| RecordsError::Unreadable { key, reason: e.to_string() })
+        };
+        lost.sort_unstable_by_key(|(version, _)| *version);
+        for (_, database) in lost {
+            let mut tables = self.gone.remove(&database.id).unwrap_or_default();
+            tables.sort_unstable_by_key(|table| table.table_id);
+            let tables = tables.iter().map(|table| Ok((info_of(table)?, table.version)));
+            tracker.restore_recoverable(database, tables.collect::<Result<Vec<_>, _>>()?);
         }
         for table in self.tables.into_values() {
             if table.dropped {
@@ -234,8 +275,7 @@ impl SchemaReader {
             }
             let key = table_key(table.table_id, table.version);
             let unreadable = |reason: String| RecordsError::Unreadable { key: key.clone(), reason };
-            let info: TableInfo =
-                serde_json::from_slice(&table.tidb_json).map_err(|e| unreadable(e.to_string()))?;
+            let info = info_of(&table)?;
             let database = databases.get(&table.database_id).ok_or_else(|| {
                 unreadable(format!("its database {} is not in the topic", table.database_id))
             })?;

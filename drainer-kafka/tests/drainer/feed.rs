@@ -128,3 +128,24 @@ async fn what_changes_no_schema_asks_for_no_job() {
     assert_eq!(shaped(answers.clone(), transactions).await, ["ddl 30 silent [55]", "rows 40"]);
     assert_eq!(answers.asked.lock().unwrap().len(), 1);
 }
+
+/// A sequence's value has no job either, but an entry, if the sequence is there.
+#[tokio::test]
+async fn a_sequence_s_value_goes_out_without_a_job() {
+    let answers = Arc::new(Answers::default());
+    let sequence = json!({
+        "id": 8, "type": 34, "schema_id": 70, "schema_name": "d", "table_id": 71, "state": 6,
+        "binlog": {"SchemaVersion": 41, "TableInfo": {"id": 71, "name": {"O": "s", "L": "s"}, "sequence": {"sequence_start": 1}}},
+    });
+    let jobs = [Some(database(6)), Some(serde_json::from_value(sequence).unwrap())];
+    answers.jobs.lock().unwrap().extend(jobs);
+    let transactions = vec![
+        ddl(10, 7, "CREATE DATABASE `d`;", 5),
+        ddl(20, 8, "CREATE SEQUENCE `s`;", 5),
+        ddl(30, 99, "SELECT SETVAL(`d`.`s`, 1000);", 5),
+        ddl(40, 100, "SELECT SETVAL(`d`.`gone`, 1000);", 5),
+    ];
+    let out = shaped(answers.clone(), transactions).await;
+    assert_eq!(out, ["ddl 10 out []", "ddl 20 out []", "ddl 30 out []"]);
+    assert_eq!(answers.asked.lock().unwrap().len(), 2);
+}

@@ -3,13 +3,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use drainer_kafka::ddl;
 use drainer_kafka::filter::{Filter, FilterRules};
 use drainer_kafka::routing::Routing;
 use drainer_kafka::schema::bootstrap::Jobs;
+use drainer_kafka::schema::history::{HistoryError, SchemaHistory};
 use drainer_kafka::schema::records::{self, SchemaReader};
 use drainer_kafka::schema::{Definitions, Tracker};
 use drainer_kafka::sequence::RowLayout;
+use serde_json::json;
+use tidb::model::{Job, TableInfo};
+use tidb::ts::{CommitTs, StartTs, Tso};
 
 use crate::recording::{ALL, Recording, State};
 
@@ -155,4 +160,66 @@ fn all(definitions: &Definitions) -> BTreeMap<i64, String> {
     let dropped = definitions.dropped().map(|(id, dropped)| (-id, format!("{dropped:?}")));
     let databases = definitions.databases().map(|d| (d.info.id << 32, d.info.name.as_str().to_owned()));
     tables.chain(dropped).chain(databases).collect()
+}
+
+/// The history of a cluster that has been upgraded: a job of a kind that no TiDB of today knows.
+#[derive(Debug)]
+struct Upgraded(Vec<serde_json::Value>);
+
+impl SchemaHistory for Upgraded {
+    async fn page(&self, start_job_id: i64) -> Result<Bytes, HistoryError> {
+        let jobs = if start_job_id == 0 { self.0.as_slice() } else { &[] };
+        Ok(serde_json::to_vec(jobs).unwrap().into())
+    }
+
+    async fn job(&self, _: i64, _: StartTs) -> Result<Option<Job>, HistoryError> {
+        Ok(None)
+    }
+
+    async fn table(&self, _: i64) -> Result<Option<TableInfo>, HistoryError> {
+        Ok(None)
+    }
+
+    async fn schema(&self, database: Option<&str>) -> Result<Bytes, HistoryError> {
+        let shown = match database {
+            None => json!([{"id": 70, "db_name": {"O": "d", "L": "d"}}]),
+            Some(_) => json!([{"id": 88, "name": {"O": "made", "L": "made"}, "cols": []}]),
+        };
+        Ok(serde_json::to_vec(&shown).unwrap().into())
+    }
+}
+
+#[tokio::test]
+async fn kinds_of_jobs_that_are_not_known_any_more_do_not_end_a_start() {
+    let table = |columns: &[i64]| {
+        let column = |id: &i64| json!({"id": id, "name": {"O": format!("c{id}"), "L": format!("c{id}")}, "state": 5, "type": {"Tp": 8}});
+        let columns: Vec<_> = columns.iter().map(column).collect();
+        json!({"id": 71, "name": {"O": "t", "L": "t"}, "cols": columns})
+    };
+    let job = |id: i64, kind: u32, mut binlog: serde_json::Value| {
+        binlog["SchemaVersion"] = json!(id);
+        binlog["FinishedTS"] = json!(id * 10);
+        json!({"id": id, "type": kind, "schema_id": 70, "schema_name": "d", "table_id": 71, "state": 6, "start_ts": id * 10 - 5, "binlog": binlog})
+    };
+    let history = Upgraded(vec![
+        job(5, 5, json!({"TableInfo": table(&[1, 2, 3])})),
+        job(4, 46, json!({"TableInfo": table(&[1, 2])})),
+        job(3, 250, json!({})),
+        job(2, 3, json!({"TableInfo": table(&[1])})),
+        job(1, 1, json!({"DBInfo": {"id": 70, "db_name": {"O": "d", "L": "d"}}})),
+    ]);
+    let directory = tempfile::tempdir().unwrap();
+    let jobs = Jobs::load(&history, directory.path()).await.unwrap();
+    for (position, columns) in [(32, 1), (42, 2), (52, 3)] {
+        let replayed = jobs.replay(routing(), Tso::new(position), None).unwrap();
+        assert_eq!(replayed.tracker.version(), i64::try_from(position).unwrap() / 10);
+        let begun = replayed.complete(&history).await.unwrap().definitions();
+        assert_eq!(begun.table(71).unwrap().info.cols.len(), columns, "at {position}");
+        // What such a job made shows in `/schema`.
+        assert_eq!(begun.table(88).unwrap().table(), "made");
+    }
+    // While the feed runs such a job is refused by name.
+    let mut tracker = Tracker::new(routing());
+    let unknown: Job = serde_json::from_value(job(3, 250, json!({}))).unwrap();
+    assert!(tracker.apply(&unknown, CommitTs::new(1)).unwrap_err().to_string().contains("job type 250"));
 }

@@ -27,6 +27,15 @@ pub(crate) enum Statement {
         table: String,
         column: String,
     },
+    /// Several changes in one: a type change (from, to), a column dropped, columns added.
+    Several {
+        table: String,
+        changed: Option<(String, String)>,
+        dropped: Option<String>,
+        added: Vec<(String, Option<i64>)>,
+    },
+    /// It was undone.
+    Nothing,
     RenameColumn {
         table: String,
         from: String,
@@ -56,12 +65,22 @@ impl Statement {
             Self::CreateDatabase => "CREATE DATABASE `d`".into(),
             Self::Create { table } => format!("CREATE TABLE `{table}` (…)"),
             Self::Add { table, columns } => {
-                let columns = columns.iter().map(|(name, default)| {
-                    let default = default.map_or("NULL".into(), |default| format!("'{default}'"));
-                    format!("ADD COLUMN `{name}` BIGINT DEFAULT {default}")
-                });
+                let columns = columns.iter().map(added_column);
                 format!("ALTER TABLE `{table}` {}", columns.collect::<Vec<_>>().join(", "))
             }
+            Self::Several { table, changed, dropped, added } => {
+                let changed = changed.as_ref().map(|(from, to)| {
+                    if from == to {
+                        format!("MODIFY COLUMN `{from}` BIGINT")
+                    } else {
+                        format!("CHANGE COLUMN `{from}` `{to}` BIGINT")
+                    }
+                });
+                let dropped = dropped.as_ref().map(|name| format!("DROP COLUMN `{name}`"));
+                let parts = changed.into_iter().chain(dropped).chain(added.iter().map(added_column));
+                format!("ALTER TABLE `{table}` {}", parts.collect::<Vec<_>>().join(", "))
+            }
+            Self::Nothing => "ALTER TABLE …".into(),
             Self::DropColumn { table, column } => format!("ALTER TABLE `{table}` DROP COLUMN `{column}`"),
             Self::RenameColumn { table, from, to } => {
                 format!("ALTER TABLE `{table}` RENAME COLUMN `{from}` TO `{to}`")
@@ -74,6 +93,11 @@ impl Statement {
             Self::Drop { table } => format!("DROP TABLE `{table}`"),
         }
     }
+}
+
+fn added_column((name, default): &(String, Option<i64>)) -> String {
+    let default = default.map_or("NULL".into(), |default| format!("'{default}'"));
+    format!("ADD COLUMN `{name}` BIGINT DEFAULT {default}")
 }
 
 #[derive(Default)]
@@ -152,7 +176,17 @@ impl Downstream {
                 let value = row.remove(from).unwrap();
                 row.insert(to.clone(), value);
             }),
-            Statement::CreateDatabase | Statement::ChangeType { .. } => {}
+            Statement::Several { table, changed, dropped, added } => rows(&mut self.tables, table, &|row| {
+                if let Some((from, to)) = changed {
+                    let value = row.remove(from).unwrap();
+                    row.insert(to.clone(), value);
+                }
+                if let Some(dropped) = dropped {
+                    assert!(row.remove(dropped).is_some());
+                }
+                row.extend(added.iter().cloned());
+            }),
+            Statement::CreateDatabase | Statement::ChangeType { .. } | Statement::Nothing => {}
             Statement::RenameTable { from, to } => {
                 let rows = self.tables.remove(from).unwrap();
                 assert!(self.tables.insert(to.clone(), rows).is_none());

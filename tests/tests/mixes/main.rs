@@ -96,6 +96,8 @@ fn the_mixes_are_mixed() {
         "create",
         "add column",
         "multi-schema change",
+        "multi-schema type change",
+        "undone",
         "drop column",
         "type change",
         "rename table",
@@ -108,6 +110,7 @@ fn the_mixes_are_mixed() {
         "row before its column",
         "row after its column's end",
         "value before its column",
+        "value of a changed column before its job",
         "row of a table that is gone",
         "restart",
     ] {

@@ -9,9 +9,10 @@ use consumers::spill;
 use drainer_kafka::filter::{Filter, FilterRules};
 use drainer_kafka::inflight::{HeldChange, InFlight};
 use drainer_kafka::routing::Routing;
-use drainer_kafka::schema::Tracker;
 use drainer_kafka::schema::records::{self, SchemaReader, SchemaTopicRecord};
+use drainer_kafka::schema::{Tracker, was_undone};
 use drainer_kafka::sequence::{RowLayout, RowRecord};
+use drainer_kafka::statement::renamed_columns;
 use drainer_kafka::transaction::Transaction;
 use drainer_kafka::translate::{LargeRow, Shape, TxnRows};
 use prost::Message as _;
@@ -21,6 +22,7 @@ use tidb::ts::CommitTs;
 /// Small enough to cut most rows and definitions into several records.
 const SHAPE: Shape = Shape { max_record: 48, large_row: LargeRow::Chunk };
 const SCHEMA_LIMIT: usize = 700;
+const HELD: usize = 64 << 20;
 
 pub(crate) struct Pipeline {
     tracker: Tracker,
@@ -40,7 +42,7 @@ impl Pipeline {
     pub(crate) fn new() -> Self {
         let mut pipeline = Self {
             tracker: Tracker::new(routing()),
-            inflight: InFlight::default(),
+            inflight: InFlight::new(HELD),
             view: SchemaView::default(),
             topic: Vec::new(),
             sent: Vec::new(),
@@ -70,8 +72,11 @@ impl Pipeline {
         let mut out = Vec::new();
         for before in &effect.before {
             let Some(after) = effect.after.iter().find(|after| after.id() == before.id()) else { continue };
-            let updates = self.inflight.fulfil(before, after).unwrap();
+            let updates = self.inflight.fulfil(before, after, &renamed_columns(&job.query)).unwrap();
             SHAPE.fulfilled(after, commit_ts, updates, &mut out).unwrap();
+        }
+        if was_undone(job) {
+            self.inflight.dropped(job.table_id);
         }
         effect.dropped.iter().for_each(|(table_id, _)| self.inflight.dropped(*table_id));
         self.read(&out)
@@ -85,7 +90,7 @@ impl Pipeline {
         }
         self.tracker = reader.finish(routing()).unwrap();
         let from = self.inflight.oldest();
-        self.inflight = InFlight::default();
+        self.inflight = InFlight::new(HELD);
         let again = self.sent.iter().filter(|sent| from.is_some_and(|from| sent.commit_ts >= from));
         let held: Vec<_> = again
             .map(|sent| {

@@ -6,7 +6,8 @@ use bytes::Bytes;
 use serde_json::json;
 use tidb::datum::Datum;
 
-/// The stage of a schema change after which its binlog is written.
+/// The stage of a schema change after which its binlog is written. A multi-schema change shows its columns from here on,
+/// and may take steps more.
 pub(crate) const LAST: u8 = 3;
 
 #[derive(Clone, Debug)]
@@ -20,9 +21,19 @@ pub(crate) struct Column {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Flight {
-    Add { columns: Vec<Column>, stage: u8, several: bool },
+    Add { column: Column, stage: u8 },
     Drop { column: Column, stage: u8 },
     Type { column: Column, new_id: i64, stage: u8 },
+    Several { parts: Parts, stage: u8 },
+}
+
+/// What a multi-schema change does.
+#[derive(Clone, Debug)]
+pub(crate) struct Parts {
+    pub(crate) added: Vec<Column>,
+    /// A column that gets another type, its new id, and perhaps another name.
+    pub(crate) changed: Option<(Column, i64, String)>,
+    pub(crate) dropped: Option<Column>,
 }
 
 /// How a column is written.
@@ -58,7 +69,18 @@ pub(crate) struct Table {
 impl Flight {
     pub(crate) fn stage(&mut self) -> &mut u8 {
         match self {
-            Self::Add { stage, .. } | Self::Drop { stage, .. } | Self::Type { stage, .. } => stage,
+            Self::Add { stage, .. }
+            | Self::Drop { stage, .. }
+            | Self::Type { stage, .. }
+            | Self::Several { stage, .. } => stage,
+        }
+    }
+
+    /// The stage after which the binlog is written.
+    pub(crate) fn last(&self) -> u8 {
+        match self {
+            Self::Several { parts: Parts { dropped: Some(_), .. }, .. } => LAST + 1,
+            _ => LAST,
         }
     }
 }
@@ -72,22 +94,32 @@ impl Table {
             roles.retain(|(other, _)| other.id != column.id);
             roles.push((column.clone(), role));
         };
+        let coming = |stage: u8| if stage == 0 { Role::DeleteOnly } else { Role::WriteOnly };
         match flight {
             None => {}
-            Some(Flight::Add { columns, stage, several }) => columns.iter().for_each(|column| {
-                let role = match stage {
-                    0 => Role::DeleteOnly,
-                    &LAST if *several => Role::Public,
-                    _ => Role::WriteOnly,
-                };
-                set(column, role);
-            }),
+            Some(Flight::Add { column, stage }) => set(column, coming(*stage)),
             Some(Flight::Drop { column, stage: 0 }) => set(column, Role::WriteOnly),
             Some(Flight::Drop { column, .. }) => set(column, Role::DeleteOnly),
             Some(Flight::Type { column, new_id, stage }) => {
                 set(column, Role::Public);
-                let role = if *stage == 0 { Role::DeleteOnly } else { Role::WriteOnly };
-                set(&Column { id: *new_id, ..column.clone() }, role);
+                set(&Column { id: *new_id, ..column.clone() }, coming(*stage));
+            }
+            // One step ends the part that can be undone: it shows what comes, swaps what changes, and begins to drop.
+            Some(Flight::Several { parts, stage }) => {
+                let shown = *stage >= LAST;
+                let role = if shown { Role::Public } else { coming(*stage) };
+                parts.added.iter().for_each(|column| set(column, role));
+                if let Some((column, new_id, _)) = &parts.changed {
+                    set(&Column { id: *new_id, ..column.clone() }, role);
+                }
+                match &parts.dropped {
+                    Some(column) if *stage == LAST => set(column, Role::WriteOnly),
+                    Some(column) if shown => set(column, Role::DeleteOnly),
+                    _ => {}
+                }
+                if let Some((column, ..)) = parts.changed.as_ref().filter(|_| shown) {
+                    roles.retain(|(other, _)| other.id != column.id);
+                }
             }
         }
         roles
@@ -161,6 +193,14 @@ impl Table {
             "id": self.id, "name": {"O": self.name, "L": self.name}, "cols": columns, "pk_is_handle": self.keyed,
             "max_col_id": self.next_column - 1, "charset": "utf8mb4", "collate": "utf8mb4_bin", "state": 5,
         })
+    }
+
+    /// The column and its values are gone.
+    pub(crate) fn forget(&mut self, column: &Column) {
+        self.columns.retain(|other| other.id != column.id);
+        for row in &mut self.rows {
+            row.values.remove(&column.logical);
+        }
     }
 
     /// Gives rows that lack them their columns' defaults.

@@ -9,11 +9,11 @@ use prost::Message as _;
 use schemas::binlog::{PrewriteValue, TableMutation};
 use serde_json::json;
 use tidb::binlog::MutationBuilder;
-use tidb::model::Job;
+use tidb::model::{Job, JobState};
 use tidb::ts::{CommitTs, StartTs};
 
 use crate::downstream::{NamedRow, Shown, Statement};
-use crate::table::{Column, Flight, LAST, Role, Row, Table};
+use crate::table::{Column, Flight, LAST, Parts, Role, Row, Table};
 
 const DATABASE: i64 = 900;
 
@@ -34,6 +34,10 @@ pub(crate) enum Step {
         default: Option<i64>,
     },
     Advance {
+        table: u8,
+    },
+    /// The change that is under way is given up.
+    Undo {
         table: u8,
     },
     RenameTable {
@@ -59,6 +63,11 @@ pub(crate) enum Step {
 pub(crate) enum Change {
     Add,
     AddSeveral,
+    /// Gives a column another type and adds others; perhaps another name, perhaps a column dropped.
+    TypeAndAdd {
+        renamed: bool,
+        dropping: bool,
+    },
     Drop,
     Type,
 }
@@ -78,9 +87,13 @@ impl Step {
             .prop_map(|(table, row, what, value)| RowStep { table, row, what, value });
         let change = prop_oneof![
             Just(Change::Add),
+            Just(Change::Add),
             Just(Change::AddSeveral),
             Just(Change::AddSeveral),
+            any::<(bool, bool)>().prop_map(|(renamed, dropping)| Change::TypeAndAdd { renamed, dropping }),
+            any::<(bool, bool)>().prop_map(|(renamed, dropping)| Change::TypeAndAdd { renamed, dropping }),
             Just(Change::Drop),
+            Just(Change::Type),
             Just(Change::Type)
         ];
         let table = any::<u8>;
@@ -88,8 +101,9 @@ impl Step {
             9 => (proptest::collection::vec(row, 1..8), any::<bool>(), 0..99_i64)
                 .prop_map(|(rows, lagging, version)| Self::Transaction { rows, lagging, version }),
             1 => any::<bool>().prop_map(|keyed| Self::Create { keyed }),
-            3 => (table(), change, value()).prop_map(|(table, what, default)| Self::Begin { table, what, default }),
-            10 => table().prop_map(|table| Self::Advance { table }),
+            4 => (table(), change, value()).prop_map(|(table, what, default)| Self::Begin { table, what, default }),
+            15 => table().prop_map(|table| Self::Advance { table }),
+            1 => table().prop_map(|table| Self::Undo { table }),
             1 => table().prop_map(|table| Self::RenameTable { table }),
             1 => table().prop_map(|table| Self::RenameColumn { table }),
             1 => table().prop_map(|table| Self::Truncate { table }),
@@ -121,9 +135,17 @@ impl Upstream {
         self.counts.iter().map(|(what, count)| (*what, *count))
     }
 
-    /// True where a replica that is up to date shows the same: while a column goes, it still has it.
+    /// True where a replica that is up to date shows the same: while a column goes, it still has it; what users write
+    /// into a column that was swapped comes with the job.
     pub(crate) fn is_settled(&self) -> bool {
-        !self.tables.iter().any(|table| matches!(table.flight, Some(Flight::Drop { .. })))
+        let ahead = |flight: &Flight| match flight {
+            Flight::Drop { .. } => true,
+            Flight::Several { parts, stage } => {
+                *stage >= LAST && (parts.changed.is_some() || parts.dropped.is_some())
+            }
+            Flight::Add { .. } | Flight::Type { .. } => false,
+        };
+        !self.tables.iter().any(|table| table.flight.as_ref().is_some_and(ahead))
     }
 
     pub(crate) fn shown(&self) -> Shown {
@@ -173,6 +195,7 @@ impl Upstream {
             Step::Create { keyed } => events.push(self.create(*keyed)),
             Step::Begin { table, what, default } => self.begin(pick(*table), *what, *default),
             Step::Advance { table } => events.extend(self.advance(pick(*table))),
+            Step::Undo { table } => events.extend(self.undo(pick(*table))),
             Step::RenameTable { table } => events.extend(self.rename_table(pick(*table))),
             Step::RenameColumn { table } => events.extend(self.rename_column(pick(*table))),
             Step::Truncate { table } => events.extend(self.truncate(pick(*table))),
@@ -244,25 +267,28 @@ impl Upstream {
         }
         let id = self.tables[at].next_column;
         // The first column may be the key, and one column has to stay.
-        let last = self.tables[at].columns.last().filter(|column| column.id > 2).cloned();
-        let flight = match (what, last) {
-            (Change::Add, _) => {
-                Flight::Add { columns: vec![self.column(id, default)], stage: 0, several: false }
-            }
+        let mut free: Vec<Column> =
+            self.tables[at].columns.iter().skip(2).filter(|column| column.id > 2).cloned().collect();
+        let last = free.pop();
+        let several = |parts| Flight::Several { parts, stage: 0 };
+        let (flight, ids) = match (what, last) {
+            (Change::Add, _) => (Flight::Add { column: self.column(id, default), stage: 0 }, 1),
             (Change::AddSeveral, _) => {
-                let columns = vec![self.column(id, default), self.column(id + 1, None)];
-                Flight::Add { columns, stage: 0, several: true }
+                let added = vec![self.column(id, default), self.column(id + 1, None)];
+                (several(Parts { added, changed: None, dropped: None }), 2)
             }
-            (Change::Drop, Some(column)) => Flight::Drop { column, stage: 0 },
-            (Change::Type, Some(column)) => Flight::Type { column, new_id: id, stage: 0 },
-            (Change::Drop | Change::Type, None) => return,
+            (Change::TypeAndAdd { renamed, dropping }, Some(column)) => {
+                let name = if renamed { self.name("c") } else { column.name.clone() };
+                let added = vec![self.column(id + 1, default)];
+                let dropped = if dropping { free.pop() } else { None };
+                (several(Parts { added, changed: Some((column, id, name)), dropped }), 2)
+            }
+            (Change::Drop, Some(column)) => (Flight::Drop { column, stage: 0 }, 0),
+            (Change::Type, Some(column)) => (Flight::Type { column, new_id: id, stage: 0 }, 1),
+            (Change::TypeAndAdd { .. } | Change::Drop | Change::Type, None) => return,
         };
         let table = &mut self.tables[at];
-        table.next_column += match what {
-            Change::Add | Change::Type => 1,
-            Change::AddSeveral => 2,
-            Change::Drop => 0,
-        };
+        table.next_column += ids;
         table.earlier = None;
         table.flight = Some(flight);
     }
@@ -271,10 +297,10 @@ impl Upstream {
         let table = &mut self.tables[at];
         table.earlier = table.flight.clone();
         let flight = table.flight.as_mut()?;
-        if *flight.stage() < LAST {
+        if *flight.stage() < flight.last() {
             *flight.stage() += 1;
-            if let Flight::Add { columns, stage: LAST, several: true } = flight {
-                let columns = columns.clone();
+            if let Flight::Several { parts, stage: LAST } = flight {
+                let columns = parts.added.clone();
                 table.fill(&columns);
             }
             return None;
@@ -282,18 +308,30 @@ impl Upstream {
         let flight = table.flight.take()?;
         let name = table.name.clone();
         let (what, kind, statement) = match flight {
-            Flight::Add { columns, several, .. } => {
-                table.fill(&columns);
-                let given = columns.iter().map(|column| (column.name.clone(), column.default)).collect();
-                table.columns.extend(columns);
-                let (what, kind) = if several { ("multi-schema change", 61) } else { ("add column", 5) };
-                (what, kind, Statement::Add { table: name, columns: given })
+            Flight::Add { column, .. } => {
+                table.fill(std::slice::from_ref(&column));
+                let given = vec![(column.name.clone(), column.default)];
+                table.columns.push(column);
+                ("add column", 5, Statement::Add { table: name, columns: given })
+            }
+            Flight::Several { parts: Parts { added, changed, dropped }, .. } => {
+                table.fill(&added);
+                let given = added.iter().map(|column| (column.name.clone(), column.default)).collect();
+                table.columns.extend(added);
+                let what = if changed.is_some() { "multi-schema type change" } else { "multi-schema change" };
+                let changed = changed.map(|(column, new_id, to)| {
+                    let place = table.columns.iter_mut().find(|other| other.id == column.id).unwrap();
+                    (place.id, place.name) = (new_id, to.clone());
+                    (column.name, to)
+                });
+                let dropped = dropped.map(|column| {
+                    table.forget(&column);
+                    column.name
+                });
+                (what, 61, Statement::Several { table: name, changed, dropped, added: given })
             }
             Flight::Drop { column, .. } => {
-                table.columns.retain(|other| other.id != column.id);
-                for row in &mut table.rows {
-                    row.values.remove(&column.logical);
-                }
+                table.forget(&column);
                 ("drop column", 6, Statement::DropColumn { table: name, column: column.name })
             }
             Flight::Type { column, new_id, .. } => {
@@ -305,6 +343,24 @@ impl Upstream {
         };
         let (id, info) = (table.id, table.info());
         Some(self.job(what, kind, id, json!({"TableInfo": info}), statement))
+    }
+
+    /// A change that can be undone still is: its columns go again, and its job says so.
+    fn undo(&mut self, at: usize) -> Option<Event> {
+        let table = &mut self.tables[at];
+        let kind = match table.flight.as_ref()? {
+            Flight::Add { .. } => 5,
+            Flight::Type { .. } => 12,
+            Flight::Several { stage, .. } if *stage < LAST => 61,
+            Flight::Several { .. } | Flight::Drop { .. } => return None,
+        };
+        table.earlier = table.flight.take();
+        let id = table.id;
+        let mut event = self.job("undone", kind, id, json!({}), Statement::Nothing);
+        if let Event::Ddl { job, .. } = &mut event {
+            job.state = JobState::RollbackDone;
+        }
+        Some(event)
     }
 
     /// A job that is done at once; none may be while another is under way for the table.
@@ -405,7 +461,13 @@ impl Upstream {
             });
             let mutation = &mut mutations[place].1;
             let row = usize::from(step.row) % table.rows.len().max(1);
-            let what = match (step.what % 5, table.rows.is_empty()) {
+            // A TiDB that has not seen a column swapped does not find what others wrote into it since.
+            let behind_swap = lagging
+                && matches!(
+                    table.flight,
+                    Some(Flight::Several { parts: Parts { changed: Some(_), .. }, stage: LAST })
+                );
+            let what = match (step.what % 5, table.rows.is_empty() || behind_swap) {
                 (0 | 1, _) | (_, true) => {
                     let mut values: BTreeMap<u64, Option<i64>> = roles
                         .iter()
@@ -442,8 +504,11 @@ impl Upstream {
             };
             *self.counts.entry(what).or_default() += 1;
             let stage = match (&flight, table.flight.is_some()) {
-                (Some(Flight::Add { stage: LAST, several: true, .. }), true) => "value before its column",
-                (Some(Flight::Add { .. }), true) => "row before its column",
+                (Some(Flight::Several { parts: Parts { changed: Some(_), .. }, stage: LAST.. }), true) => {
+                    "value of a changed column before its job"
+                }
+                (Some(Flight::Several { stage: LAST.., .. }), true) => "value before its column",
+                (Some(Flight::Add { .. } | Flight::Several { .. }), true) => "row before its column",
                 (Some(_), false) => "row after its column's end",
                 _ => "row at rest",
             };

@@ -108,10 +108,7 @@ impl ColumnInfo {
                 Value::Timestamp(time)
             }
             tp::DURATION => Value::Duration(Duration::parse(text, fsp).map_err(|_| fault)?),
-            tp::YEAR => match text.trim().parse::<u16>() {
-                Ok(year @ (0 | 1901..=2155)) => Value::Year(year),
-                _ => return Err(fault),
-            },
+            tp::YEAR => Value::Year(year(text, self.origin_default.as_ref()).ok_or(fault)?),
             tp::BIT => Value::Bit(bit(text, bits)?),
             tp::ENUM => Value::Enum(element(field, text).ok_or(fault)?),
             tp::SET => {
@@ -139,6 +136,20 @@ impl ColumnInfo {
 fn integer(text: &str, unsigned: bool) -> Option<Value> {
     let rounded = Decimal::parse(text, 20, 0).ok()?.to_string();
     if unsigned { rounded.parse().ok().map(Value::Uint) } else { rounded.parse().ok().map(Value::Int) }
+}
+
+/// TiDB keeps a YEAR default as it was typed and casts it when it reads an old row (`Datum.ConvertToMysqlYear` and
+/// `AdjustYear` in its package `types`): 1 to 69 are 2001 to 2069, 70 to 99 are 1970 to 1999. Zero is 0 as a number and as
+/// a text of four characters, and 2000 as any other text.
+fn year(text: &str, literal: Option<&Literal>) -> Option<u16> {
+    let is_text = matches!(literal, Some(Literal::Text(_)));
+    match text.trim().parse::<u16>().ok()? {
+        0 if is_text && text.len() != 4 => Some(2000),
+        year @ (0 | 1901..=2155) => Some(year),
+        short @ 1..=69 => Some(2000 + short),
+        short @ 70..=99 => Some(1900 + short),
+        _ => None,
+    }
 }
 
 /// The bytes twin is exact; without it (old definitions) the text is, as long as it is ASCII.
@@ -274,6 +285,35 @@ mod tests {
         assert_eq!(value(tp::JSON, 0, -1, -1, "binary", "{\"a\": 1}").to_string(), "{\"a\": 1}");
     }
 
+    /// As TiDB casts them (`types.Datum.ConvertToMysqlYear`): two digits, and the two kinds of zero.
+    #[test]
+    fn years_as_they_were_typed() {
+        for (text, expected) in [
+            ("12", 2012),
+            ("1", 2001),
+            ("69", 2069),
+            ("70", 1970),
+            ("99", 1999),
+            ("0", 2000),
+            ("00", 2000),
+            ("000", 2000),
+            ("0000", 0),
+            ("1901", 1901),
+            ("2155", 2155),
+        ] {
+            assert_eq!(value(tp::YEAR, 0, 4, 0, "binary", text), Value::Year(expected), "{text}");
+        }
+        for (number, expected) in [(0, 0), (12, 2012), (2023, 2023)] {
+            let mut column = column(tp::YEAR, 0, 4, 0, "binary", None);
+            column.origin_default = Some(Literal::Number(number.into()));
+            assert_eq!(column.origin_default_value(), Ok(Some(Value::Year(expected))), "{number}");
+        }
+        for text in ["100", "1900", "2156", "-1", ""] {
+            let column = column(tp::YEAR, 0, 4, 0, "binary", Some(text));
+            assert_eq!(column.origin_default_value().unwrap_err().fault, DefaultFault::NotAValue, "{text}");
+        }
+    }
+
     #[test]
     fn bits_come_from_the_twin() {
         let mut bits = column(tp::BIT, flag::UNSIGNED, 16, 0, "binary", Some("\u{fffd}"));
@@ -290,9 +330,13 @@ mod tests {
         let mut old = column(tp::TIMESTAMP, 0, 19, 0, "binary", Some("2020-01-01 00:00:00"));
         old.version = 0;
         assert_eq!(old.origin_default_value().unwrap_err().fault, DefaultFault::ServerTimeZone);
-        for (tp, text) in
-            [(tp::LONG, "x"), (tp::DATE, "CURRENT_DATE"), (tp::ENUM, "zz"), (tp::YEAR, "12"), (tp::JSON, "{")]
-        {
+        for (tp, text) in [
+            (tp::LONG, "x"),
+            (tp::DATE, "CURRENT_DATE"),
+            (tp::ENUM, "zz"),
+            (tp::YEAR, "1900"),
+            (tp::JSON, "{"),
+        ] {
             let column = column(tp, 0, 10, 0, "binary", Some(text));
             assert_eq!(column.origin_default_value().unwrap_err().fault, DefaultFault::NotAValue, "{text}");
         }
