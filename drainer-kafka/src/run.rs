@@ -68,7 +68,7 @@ pub async fn run(config: Config, telemetry: Telemetry, shutdown: Shutdown) -> an
         let Some(pd) = connect(&config, &stop).await? else { return Ok(()) };
         let cluster_id = pd.cluster_id();
         data_dir.claim_cluster(cluster_id)?;
-        let registry = Registry::new(pd.etcd());
+        let registry = Registry::new(pd.etcd()).at(&config.pd_urls());
         let topic = config.topic(cluster_id);
         let mut side = Side::new(&node_id, &address);
         side.facts = serde_json::json!({ "log": topic });

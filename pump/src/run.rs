@@ -185,7 +185,7 @@ async fn start(
     tasks.spawn("ticks", clock.clone().run(interval, handle.clone(), health.clone(), going_down.clone()));
     tasks.spawn("disk", disk.clone().watch(health.clone(), going_down.clone()));
 
-    let registry = Registry::new(pd.etcd());
+    let registry = Registry::new(pd.etcd()).at(&config.pd_urls());
     let readers = Arc::new(Readers::default());
     let budget_total = u32::try_from(config.receive_budget.as_u64())?;
     let budget = Arc::new(Semaphore::new(budget_total as usize));

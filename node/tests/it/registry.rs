@@ -5,6 +5,7 @@ use std::time::Duration;
 use etcd_client::{CompactionOptions, GetOptions};
 use node::registry::{Entry, NodeKind, NodeRecord, NodeState, Registry, RegistryError, Side};
 use node::shutdown::Shutdown;
+use node::tls::Security;
 use serde_json::json;
 use tidb::ts::{CommitTs, Tso};
 
@@ -195,6 +196,28 @@ async fn a_node_id_belongs_to_one_living_process() {
     shutdown.cancel();
     running.await.unwrap().unwrap();
     registry.announce(NodeKind::Pump, Side::new("p", "h:2")).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_etcd_that_comes_later_is_waited_for() {
+    // In etcd's place somebody who hangs up.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let urls = [format!("http://127.0.0.1:{port}")];
+    let client = node::etcd::connect(&urls, &Security::default()).await.unwrap();
+    let registry = Registry::new(client).at(&urls);
+    let announcing = {
+        let registry = registry.clone();
+        tokio::spawn(async move { registry.announce(NodeKind::Pump, Side::new("p", "h:1")).await })
+    };
+    for _ in 0..3 {
+        drop(soon("another attempt", listener.accept()).await.unwrap());
+    }
+    drop(listener);
+    let _etcd = Etcd::start_at(port).await;
+    let presence = soon("the entry", announcing).await.unwrap().unwrap();
+    assert!(registry.get(NodeKind::Pump, "p").await.unwrap().is_some_and(|entry| entry.is_alive(Tso::ZERO)));
+    drop(presence);
 }
 
 const TTL: Duration = Duration::from_secs(2);

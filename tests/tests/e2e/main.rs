@@ -3,6 +3,7 @@
 mod bad_input;
 mod cast;
 mod crash;
+mod etcd_away;
 mod exports;
 mod house;
 mod instruments;
