@@ -227,6 +227,25 @@ impl Registry {
         }
     }
 
+    /// Registers or rewrites while `leadership` stands, judged by etcd itself in the same step. False, and nothing is
+    /// written, once its key is another one's or nobody's: whoever leads next never finds an entry that was rewritten
+    /// after it won.
+    pub async fn put_leading(
+        &self,
+        leadership: &Leadership,
+        kind: NodeKind,
+        record: &NodeRecord,
+    ) -> Result<bool, RegistryError> {
+        let key = main_key(kind, &record.node_id)?;
+        let txn = Txn::new().when([leadership.stands()]).and_then([TxnOp::put(
+            key.as_str(),
+            record.to_json(),
+            None,
+        )]);
+        let mut kv = self.etcd.kv_client();
+        Ok(in_time(kv.txn(txn)).await?.succeeded())
+    }
+
     /// Changes only the state of a node's entry, whatever else is rewritten meanwhile; returns the entry as it is then.
     pub async fn set_state(
         &self,

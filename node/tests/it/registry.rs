@@ -248,6 +248,33 @@ async fn one_leads_at_a_time() {
     assert!(third.is_held());
 }
 
+/// A leader that froze wakes with a heartbeat on its lips: its successor has retired its entry, and so it stays.
+#[tokio::test]
+async fn a_former_leader_cannot_rewrite_its_entry() {
+    let etcd = Etcd::start().await;
+    let registry = registry(&etcd).await;
+    let first = registry.campaign("drainer", "d1", TTL).await.unwrap();
+    let record = NodeRecord::new("d1", "h:1", NodeState::Online);
+    assert!(registry.put_leading(&first, NodeKind::Drainer, &record).await.unwrap());
+    let later = NodeRecord { max_commit_ts: CommitTs::new(7), ..record.clone() };
+    assert!(registry.put_leading(&first, NodeKind::Drainer, &later).await.unwrap());
+
+    // The lease runs out without the first one's knowledge.
+    let mut client = etcd.client().await;
+    let kv = client.get("/sluice/v1/leaders/drainer", None).await.unwrap().kvs()[0].clone();
+    client.lease_revoke(kv.lease()).await.unwrap();
+    let woken = registry.put_leading(&first, NodeKind::Drainer, &record).await.unwrap();
+    assert!(!woken, "nobody leads");
+    let second = registry.campaign("drainer", "d2", TTL).await.unwrap();
+    let retired = registry.set_state(NodeKind::Drainer, "d1", NodeState::Offline).await.unwrap();
+    assert!(!registry.put_leading(&first, NodeKind::Drainer, &record).await.unwrap());
+    let entry = registry.get(NodeKind::Drainer, "d1").await.unwrap().unwrap();
+    assert_eq!(entry.record, Some(retired.clone()));
+    assert_eq!((retired.state, retired.max_commit_ts), (NodeState::Offline, CommitTs::new(7)));
+    let successor = NodeRecord::new("d2", "h:2", NodeState::Online);
+    assert!(registry.put_leading(&second, NodeKind::Drainer, &successor).await.unwrap());
+}
+
 #[tokio::test]
 async fn leadership_is_lost_with_the_key_or_with_etcd() {
     let etcd = Etcd::start().await;
