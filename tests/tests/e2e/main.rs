@@ -1,10 +1,11 @@
 //! The end-to-end tests, linked as one binary.
 
+mod away;
 mod bad_input;
 mod cast;
 mod crash;
-mod etcd_away;
 mod exports;
+mod gap;
 mod house;
 mod instruments;
 mod large;

@@ -1,9 +1,12 @@
-//! etcd is not there when a service starts: the service waits, says for what, and can be ended meanwhile.
+//! What a service needs is not there when it starts: it waits, says for what, and can be ended meanwhile.
+
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use e2e::{
     harness::{
-        process::Process,
+        admin,
+        process::{Process, eventually},
         site::{Service, Site, Speed},
     },
     recording::Recording,
@@ -51,6 +54,26 @@ async fn services_that_start_before_etcd_come_up_with_it() -> Result<()> {
         process.signal(Signal::SIGTERM)?;
         ends_well(process).await?;
     }
+    simulator.stop().await?;
+    Ok(())
+}
+
+/// The calls in which librdkafka waits for a broker take a minute and cannot be cut short; the process does not wait for them.
+#[tokio::test]
+async fn a_drainer_without_kafka_ends_at_once() -> Result<()> {
+    let mut site = Site::with_own_kafka("kafka-away", &Recording::open("shop")?).await?;
+    let mut simulator = site.start_simulator(Speed::Max).await?;
+    site.kafka.stop().await?;
+    let drainer = site.drainer(DRAINER)?;
+    let mut process = drainer.program.start()?;
+    eventually("the drainer to open the log", async || {
+        let status = admin::json(&drainer.admin, "/status").await.ok();
+        Ok(status.filter(|status| status["role"] == "starting" && status["topic"] == site.topic()).map(drop))
+    })
+    .await?;
+    process.signal(Signal::SIGTERM)?;
+    let ended = process.wait(Duration::from_secs(30)).await?;
+    ensure!(ended.success(), "it ended with {ended}:\n{}", process.log_tail());
     simulator.stop().await?;
     Ok(())
 }
