@@ -163,6 +163,8 @@ impl Aligner {
             Some(Body::Txns(txns)) => self.begin_txns(offset, record.epoch, txns.txns, txns.ranges),
             Some(Body::Part(part)) => self.begin_part(offset, record.epoch, part),
             Some(Body::Layout(layout)) => Ok(Step::LayoutChanged(layout, position)),
+            // A target that was loaded after the gap has what is missing in it.
+            Some(Body::Gap(gap)) if CommitTs::new(gap.to) <= self.chain.floor() => Ok(Step::Passed(position)),
             Some(Body::Gap(gap)) => Ok(Step::Gap(gap, position)),
             Some(Body::Tick(_)) | None => Ok(Step::Passed(position)),
         }

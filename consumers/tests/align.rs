@@ -358,3 +358,18 @@ fn a_partition_that_goes_back_is_named() {
     let (_, _, error) = read(&feed, &FROM_THE_BEGINNING, 1000);
     assert!(error.is_some_and(|error| error.to_string().contains("rows partition 0")));
 }
+
+#[test]
+fn a_gap_that_ends_where_the_target_begins_is_none_for_it() {
+    let mut feed = Feed::default();
+    feed.start(50);
+    feed.gap(60);
+    let dir = tempfile::tempdir().unwrap();
+    let last = |initial: u64| {
+        let start = Start::Attach { initial: Some(CommitTs::new(initial)) };
+        let mut aligner = Aligner::new(&start, dir.path(), 1000);
+        feed.commits.iter().map(|(offset, record)| aligner.begin(*offset, record.clone()).unwrap()).last()
+    };
+    assert!(matches!(last(59), Some(Step::Gap(gap, _)) if (gap.from, gap.to) == (50, 60)));
+    assert!(matches!(last(60), Some(Step::Passed(_))));
+}

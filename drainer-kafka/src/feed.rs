@@ -11,7 +11,7 @@
 //!
 //! Everything here is lost in a crash and rebuilt from the log: transactions are pulled again from the position.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,13 +19,13 @@ use schemas::sluice::v1::DdlEntry;
 use tidb::model::{ActionType, Job};
 use tidb::ts::Tso;
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::ddl;
 use crate::kafka::sink::{Rows, Shaped, Work};
-use crate::merge::{MergeError, Merger, SourceId};
+use crate::merge::{Gap, Lost, MergeError, Merger, Released, SourceId};
 use crate::metrics;
-use crate::pull::PumpBatch;
+use crate::pull::{LostTransaction, PumpBatch};
 use crate::routing::Routing;
 use crate::schema::history::{HistoryError, SchemaHistory};
 use crate::schema::{Definition, Definitions, Tracker, records, was_undone};
@@ -89,15 +89,8 @@ pub enum Merged {
     Transactions(Vec<Transaction>),
     /// Everything at or below it came before.
     Resolved(Tso),
-    /// Declared missing.
-    Gap {
-        /// Exclusive.
-        from: Tso,
-        /// Inclusive.
-        to: Tso,
-        /// Whose, and why.
-        cause: String,
-    },
+    /// Declared missing: everything before the range came before, nothing in it did.
+    Gap(Gap),
 }
 
 /// The merge task.
@@ -105,17 +98,17 @@ pub enum Merged {
 pub struct MergeTask {
     merger: Merger,
     members: HashMap<SourceId, (u64, watch::Sender<Tso>)>,
-    /// Gaps to declare, before anything else leaves.
-    gaps: VecDeque<Merged>,
+    /// Taken from the merger, to leave next.
+    gap: Option<Gap>,
     resolved: Tso,
     status: Status,
 }
 
 impl MergeTask {
-    /// Begins after `position`.
-    pub fn new(position: Tso, status: Status) -> Self {
-        let merger = Merger::new(position);
-        Self { merger, members: HashMap::new(), gaps: VecDeque::new(), resolved: position, status }
+    /// Begins after `position`; what is missing up to `declared` is in the log.
+    pub fn new(position: Tso, declared: Tso, status: Status) -> Self {
+        let merger = Merger::new(position, declared);
+        Self { merger, members: HashMap::new(), gap: None, resolved: position, status }
     }
 
     /// Runs until the pulls and the membership are gone, or the shape task is; an error stops the feed. Changes of the
@@ -161,6 +154,13 @@ impl MergeTask {
         if self.members.get(&batch.source).is_none_or(|(generation, _)| *generation != batch.generation) {
             return Ok(());
         }
+        for LostTransaction { start_ts, after, upto, cause } in batch.lost {
+            let cause = format!("pump {} lost transaction {start_ts}: {cause}", batch.source);
+            match self.merger.lose(start_ts, after, upto, cause.clone()) {
+                Lost::Declared => error!(%after, %upto, cause, "declaring a gap"),
+                Lost::Known => info!(%after, %upto, cause, "this gap is in the log, or behind it"),
+            }
+        }
         for transaction in batch.transactions {
             self.merger.push(&batch.source, transaction)?;
         }
@@ -182,26 +182,31 @@ impl MergeTask {
                 let _ = reply.send(arrived.unwrap_or_default());
             }
             SourceChange::Gap { to, cause } => {
-                self.gaps.push_back(Merged::Gap { from: self.merger.position(), to, cause });
+                self.merger.miss(self.merger.position(), to, cause);
             }
         }
     }
 
     fn next_output(&mut self) -> Result<Option<Merged>, MergeError> {
-        if let Some(gap) = self.gaps.pop_front() {
-            return Ok(Some(gap));
-        }
         let mut released = Vec::new();
         let mut bytes = 0;
-        while released.len() < UNIT_TRANSACTIONS && bytes < UNIT_BYTES {
-            let Some(transaction) = self.merger.pop()? else { break };
-            bytes += transaction.payload.len();
-            released.push(transaction);
+        while self.gap.is_none() && released.len() < UNIT_TRANSACTIONS && bytes < UNIT_BYTES {
+            match self.merger.pop()? {
+                Some(Released::Transaction(transaction)) => {
+                    bytes += transaction.payload.len();
+                    released.push(transaction);
+                }
+                Some(Released::Gap(gap)) => self.gap = Some(gap),
+                None => break,
+            }
         }
         let position = self.merger.position();
         self.status.merged(position);
         if !released.is_empty() {
             return Ok(Some(Merged::Transactions(released)));
+        }
+        if let Some(gap) = self.gap.take() {
+            return Ok(Some(Merged::Gap(gap)));
         }
         metrics::copies_dropped(self.merger.copies_dropped());
         self.want();
@@ -299,7 +304,7 @@ impl<H: SchemaHistory> ShapeTask<H> {
         while let Some(item) = merged.recv().await {
             let sent = match item {
                 Merged::Resolved(watermark) => out.send(Work::Resolved(watermark)).await.is_ok(),
-                Merged::Gap { from, to, cause } => out.send(Work::Gap { from, to, cause }).await.is_ok(),
+                Merged::Gap(Gap { from, to, cause }) => out.send(Work::Gap { from, to, cause }).await.is_ok(),
                 Merged::Transactions(transactions) => self.transactions(transactions, &out).await?,
             };
             if !sent {

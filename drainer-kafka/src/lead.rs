@@ -7,7 +7,7 @@
 //! Whatever fails, the whole pipeline of the epoch is torn down, and the next epoch begins from what the log says. That
 //! is the only recovery there is; errors where beginning anew cannot help stop the process.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use tidb::ts::Tso;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
+use crate::beginning::Beginning;
 use crate::claims::Claims;
 use crate::config::Config;
 use crate::feed::{FeedError, MergeTask, Merged, ShapeTask, SourceChange};
@@ -69,6 +70,8 @@ pub struct Leader {
     pub status: Status,
     /// Where joining pumps' questions go.
     pub refreshes: watch::Sender<Option<mpsc::Sender<Refresh>>>,
+    /// The feed that this process writes, once it has.
+    pub feed_id: OnceLock<Vec<u8>>,
 }
 
 /// True if a new epoch may succeed where this error ended one.
@@ -108,6 +111,7 @@ impl Leader {
             schema_limit,
             commits_end,
             pull_from,
+            declared,
         } = ready?;
         let (epoch, written) = (sink.epoch(), sink.watermark());
         self.status.role("leader");
@@ -146,7 +150,7 @@ impl Leader {
         let (refresh_in, refresh_out) = mpsc::channel(4);
         // Before the first list is read: a pump that registered too late for it finds somebody to notify.
         self.refreshes.send_replace(Some(refresh_in));
-        self.sources(pull_from, merged_in, refresh_out, &mut parts);
+        self.sources(pull_from, declared, merged_in, refresh_out, &mut parts);
         let ended = parts.join().await;
         self.refreshes.send_replace(None);
         self.status.forget_pumps();
@@ -170,8 +174,18 @@ impl Leader {
             &self.config.security,
         )?));
         let begun = self.begin(log, &topics, filter, &history).await?;
-        let Begun { producer, sequencer, tracker, routing, new_schema, commits_end, schema_limit, pull_from } =
-            begun;
+        let Begun {
+            producer,
+            sequencer,
+            tracker,
+            routing,
+            new_schema,
+            commits_end,
+            schema_limit,
+            pull_from,
+            declared,
+            feed_id,
+        } = begun;
         let sink_options = SinkOptions {
             row_topics: routing.layout().topics.iter().map(|(topic, _)| topic.clone()).collect(),
             topics: topics.clone(),
@@ -183,6 +197,8 @@ impl Leader {
         };
         let mut sink = Sink::new(producer, sequencer, sink_options, history.clone(), self.status.clone());
         sink.start(&new_schema).await?;
+        // The same one as before, if there was one before.
+        self.feed_id.get_or_init(|| feed_id);
         Ok(Ready {
             kafka,
             topics,
@@ -194,6 +210,7 @@ impl Leader {
             schema_limit,
             commits_end,
             pull_from,
+            declared,
         })
     }
 
@@ -247,20 +264,22 @@ impl Leader {
                 compression: output.compression.clone(),
             },
             cluster_id,
+            feed_id: self.feed_id.get().cloned(),
         }
     }
 
-    /// Starts membership, pulls and merge behind `position`.
+    /// Starts membership, pulls and merge behind `position`; what is missing up to `declared` is in the log.
     fn sources(
         &self,
         position: Tso,
+        declared: Tso,
         merged: mpsc::Sender<Merged>,
         mut refreshes: mpsc::Receiver<Refresh>,
         parts: &mut Parts,
     ) {
         let (changes_in, changes_out) = mpsc::channel::<SourceChange>(16);
         let (batches_in, batches_out) = mpsc::channel(BATCHES);
-        let merge = MergeTask::new(position, self.status.clone());
+        let merge = MergeTask::new(position, declared, self.status.clone());
         let template = PullOptions {
             source: crate::merge::SourceId::new(""),
             generation: 0,
@@ -302,7 +321,7 @@ impl Leader {
             rules_hash,
             schema_topic: topics.schema.clone(),
         };
-        let (sequencer, tracker, new_schema) = match &log.tail {
+        let (feed_id, sequencer, tracker, new_schema) = match &log.tail {
             Some(tail) => {
                 if tail.unfinished.is_some() && tail.rules_hash != rules_hash {
                     return Err(anyhow::Error::new(LogError::Refused(format!(
@@ -313,24 +332,29 @@ impl Leader {
                 }
                 let tracker =
                     log.schema.finish(routing.clone()).map_err(|e| LogError::Refused(e.to_string()))?;
-                let sequencer =
-                    Sequencer::resume(feed(Bytes::from(tail.feed_id.clone()), log.layout.clone()), tail);
+                let feed = feed(Bytes::from(tail.feed_id.clone()), log.layout.clone());
+                let sequencer = Sequencer::resume(feed, tail, log.schema_extent);
                 self.status.epoch(hex(&tail.feed_id), tail.epoch);
-                (sequencer, tracker, Vec::new())
+                (tail.feed_id.clone(), sequencer, tracker, Vec::new())
             }
             None => {
                 let position = self.first_position().await?;
                 let tracker = self.first_schema(history, routing.clone(), position).await?;
-                let feed_id = Bytes::copy_from_slice(uuid::Uuid::new_v4().as_bytes());
+                let feed_id = uuid::Uuid::new_v4().as_bytes().to_vec();
                 info!(feed = hex(&feed_id), %position, tables = tracker.definitions().tables().count(), "beginning a new feed");
                 self.status.epoch(hex(&feed_id), 0);
                 let new_schema = records::of_all(&tracker, log.schema_limit);
-                (Sequencer::fresh(feed(feed_id, log.layout.clone()), position), tracker, new_schema)
+                let feed = feed(Bytes::from(feed_id.clone()), log.layout.clone());
+                (feed_id, Sequencer::fresh(feed, position), tracker, new_schema)
             }
         };
         let pull_from = log.tail.as_ref().map_or(sequencer.watermark(), |tail| tail.pull_from);
+        // Behind the watermark nothing is missing that the log does not name.
+        let declared = log.tail.as_ref().map_or(Tso::ZERO, |tail| tail.declared_to.max(tail.watermark));
         Ok(Begun {
+            feed_id,
             pull_from,
+            declared,
             producer: log.producer,
             sequencer,
             tracker,
@@ -341,18 +365,18 @@ impl Leader {
         })
     }
 
-    /// Where a feed without a log begins: `initial-commit-ts`, else the savepoint, else now.
+    /// Where a feed without a log begins.
     async fn first_position(&self) -> anyhow::Result<Tso> {
-        if self.config.initial_commit_ts >= 0 {
-            return Ok(Tso::from_i64(self.config.initial_commit_ts));
+        let (initial, directory) = (self.config.initial_commit_ts, self.data_dir.path().to_owned());
+        let choice = tokio::task::spawn_blocking(move || {
+            Beginning::choose(initial, || node::savepoint::read(&directory))
+        });
+        let choice = choice.await?.map_err(|e| Fatal(e.into()))?;
+        info!(?choice, "a feed without a log");
+        match choice {
+            Beginning::Given(position) | Beginning::Saved(position) => Ok(position.0),
+            Beginning::Now => Ok(self.pd.tso().await?),
         }
-        let directory = self.data_dir.path().to_owned();
-        let saved = tokio::task::spawn_blocking(move || node::savepoint::read(&directory)).await?;
-        if let Some(saved) = saved.map_err(|e| Fatal(e.into()))? {
-            info!(position = %saved, "starting from the savepoint");
-            return Ok(saved.0);
-        }
-        Ok(self.pd.tso().await?)
     }
 
     async fn first_schema(
@@ -380,7 +404,7 @@ impl Leader {
         let (merged_in, mut merged) = mpsc::channel(MERGED);
         let mut parts = Parts::new(Shutdown::new());
         let (_refresh_in, refresh_out) = mpsc::channel(1);
-        self.sources(position, merged_in, refresh_out, &mut parts);
+        self.sources(position, position, merged_in, refresh_out, &mut parts);
         let search = async {
             while let Some(item) = merged.recv().await {
                 match item {
@@ -397,7 +421,7 @@ impl Leader {
                         }
                     }
                     Merged::Resolved(watermark) if watermark >= all_committed => return None,
-                    Merged::Resolved(_) | Merged::Gap { .. } => {}
+                    Merged::Resolved(_) | Merged::Gap(_) => {}
                 }
             }
             None
@@ -425,10 +449,13 @@ struct Ready {
     commits_end: i64,
     /// Where the pumps are read from.
     pull_from: Tso,
+    /// What is missing up to here is in the log.
+    declared: Tso,
 }
 
 /// An epoch about to begin.
 struct Begun {
+    feed_id: Vec<u8>,
     producer: crate::kafka::producer::Producer,
     sequencer: Sequencer,
     tracker: Tracker,
@@ -438,6 +465,8 @@ struct Begun {
     schema_limit: usize,
     /// Where the pumps are read from.
     pull_from: Tso,
+    /// What is missing up to here is in the log.
+    declared: Tso,
 }
 
 /// The tasks of an epoch. When one ends, all end; the first error that says something is kept.

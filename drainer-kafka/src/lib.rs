@@ -4,6 +4,8 @@
 //! The pure cores are [`merge`], [`schema`], [`translate`], [`ddl`], [`filter`] and [`sequence`]; [`feed`] and
 //! [`kafka::sink`] are the tasks around them, [`lead`] wires one epoch, [`run`] is the process.
 
+pub mod backoff;
+pub mod beginning;
 pub mod claims;
 pub mod config;
 pub mod ddl;

@@ -14,8 +14,11 @@
 //! and nothing at or below [`Merger::position`] is released later. A second copy of a transaction (TiDB's retry on
 //! another pump) is dropped only if it is equal in every byte; anything else that contradicts the order is an error
 //! that stops the feed. A crash loses nothing: the successor begins again from the position the log names.
+//!
+//! What is lost stands in the order, too: a gap is released where its range begins, once everything before it was and before
+//! anything in it is. A gap that the log has already, or that lies behind the position, is not released again.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 
@@ -115,18 +118,62 @@ pub struct Lagging {
     pub wanted: CommitTs,
 }
 
+/// Transactions that will never come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// Exclusive: everything up to here came before it.
+    pub from: Tso,
+    /// Inclusive.
+    pub to: Tso,
+    /// Whose, and why.
+    pub cause: String,
+}
+
+/// What the merge releases.
+#[derive(Clone, Debug)]
+pub enum Released {
+    /// The next transaction.
+    Transaction(Transaction),
+    /// Transactions are missing from here on.
+    Gap(Gap),
+}
+
+/// What became of a transaction that a pump declared lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// It will be released as a gap, or was.
+    Declared,
+    /// The range that it can lie in is behind the position, or in the log as a gap.
+    Known,
+}
+
 /// The k-way merge.
 #[derive(Debug)]
 pub struct Merger {
     sources: Vec<Source>,
     position: Tso,
     copies_dropped: u64,
+    /// By where they begin and in the order of their arrival.
+    gaps: BTreeMap<(Tso, u64), Gap>,
+    arrivals: u64,
+    /// Lost transactions whose range the position has not passed, by where it ends.
+    lost: HashMap<StartTs, Tso>,
+    /// The log names everything missing up to here.
+    declared: Tso,
 }
 
 impl Merger {
-    /// Begins after `position`: only greater commit_ts are accepted.
-    pub fn new(position: Tso) -> Self {
-        Self { sources: Vec::new(), position, copies_dropped: 0 }
+    /// Begins after `position`: only greater commit_ts are accepted. What is missing at or below `declared` is in the log.
+    pub fn new(position: Tso, declared: Tso) -> Self {
+        Self {
+            sources: Vec::new(),
+            position,
+            copies_dropped: 0,
+            gaps: BTreeMap::new(),
+            arrivals: 0,
+            lost: HashMap::new(),
+            declared: declared.max(position),
+        }
     }
 
     /// Everything at or below it has been released, or never existed.
@@ -206,22 +253,60 @@ impl Merger {
         }
     }
 
-    /// Releases the next transaction, or `None` while a source without a head has not reached it. Then everything up
+    /// A source cannot deliver the transaction `start_ts`, which committed in (after, upto], if at all. The same transaction
+    /// is declared once, however often it is named.
+    pub fn lose(&mut self, start_ts: StartTs, after: Tso, upto: Tso, cause: String) -> Lost {
+        let position = self.position;
+        self.lost.retain(|_, upto| *upto > position);
+        if self.lost.contains_key(&start_ts) {
+            return Lost::Declared;
+        }
+        let fate = self.miss(after, upto, cause);
+        if fate == Lost::Declared {
+            self.lost.insert(start_ts, upto);
+        }
+        fate
+    }
+
+    /// Transactions in (after, upto] will never come.
+    pub fn miss(&mut self, after: Tso, upto: Tso, cause: String) -> Lost {
+        let from = after.max(self.position);
+        if upto <= from || upto <= self.declared {
+            return Lost::Known;
+        }
+        self.arrivals += 1;
+        self.gaps.insert((from, self.arrivals), Gap { from, to: upto, cause });
+        Lost::Declared
+    }
+
+    /// The next gap, if nothing at or below its beginning can come any more once everything up to `settled` was released.
+    fn gap_within(&mut self, settled: Tso) -> Option<Gap> {
+        let first = self.gaps.first_entry()?;
+        if first.key().0 > settled.max(self.position) {
+            return None;
+        }
+        let gap = first.remove();
+        self.position = self.position.max(gap.from);
+        Some(Gap { from: self.position, ..gap })
+    }
+
+    /// Releases what comes next, or `None` while a source without a head has not reached it. Then everything up
     /// to [`Self::position`] is settled.
-    pub fn pop(&mut self) -> Result<Option<Transaction>, MergeError> {
+    pub fn pop(&mut self) -> Result<Option<Released>, MergeError> {
         let head = self.sources.iter().filter_map(|source| source.queue.front()).map(|t| t.commit_ts.0).min();
         // A source without a head may still bring anything above its watermark, also a copy of the smallest head.
         let floor = self.silent().map(|source| source.watermark).min();
-        let commit_ts = match (head, floor) {
-            (Some(head), Some(floor)) if head > floor => {
-                self.position = self.position.max(floor);
-                return Ok(None);
-            }
-            (Some(head), _) => head,
-            (None, floor) => {
-                self.position = self.position.max(floor.unwrap_or_default());
-                return Ok(None);
-            }
+        let (ready, settled) = match (head, floor) {
+            (Some(head), Some(floor)) if head > floor => (None, floor),
+            (Some(head), _) => (Some(head), head.prev()),
+            (None, floor) => (None, floor.unwrap_or_default()),
+        };
+        if let Some(gap) = self.gap_within(settled) {
+            return Ok(Some(Released::Gap(gap)));
+        }
+        let Some(commit_ts) = ready else {
+            self.position = self.position.max(settled);
+            return Ok(None);
         };
         let mut released: Option<(usize, Transaction)> = None;
         for (index, source) in self.sources.iter_mut().enumerate() {
@@ -244,7 +329,7 @@ impl Merger {
         }
         self.position = commit_ts;
         self.sources.retain(|source| !source.ended || !source.queue.is_empty());
-        Ok(released.map(|(_, transaction)| transaction))
+        Ok(released.map(|(_, transaction)| Released::Transaction(transaction)))
     }
 
     /// Whom everything waits for: set when a transaction is ready and another source has not reached it.
@@ -286,12 +371,24 @@ mod tests {
     }
 
     fn drain(merger: &mut Merger) -> Vec<u64> {
-        std::iter::from_fn(|| merger.pop().unwrap()).map(|t| t.commit_ts.get()).collect()
+        let transactions = released(merger).into_iter().map(|released| match released {
+            Released::Transaction(transaction) => transaction.commit_ts.get(),
+            Released::Gap(gap) => panic!("{gap:?}"),
+        });
+        transactions.collect()
+    }
+
+    fn released(merger: &mut Merger) -> Vec<Released> {
+        std::iter::from_fn(|| merger.pop().unwrap()).collect()
+    }
+
+    fn begin(position: u64) -> Merger {
+        Merger::new(Tso::new(position), Tso::ZERO)
     }
 
     #[test]
     fn waits_for_the_silent_source() {
-        let mut merger = Merger::new(Tso::new(10));
+        let mut merger = begin(10);
         assert_eq!(merger.add(&id("a")), Tso::new(10));
         merger.add(&id("b"));
         merger.push(&id("a"), transaction(15, "")).unwrap();
@@ -324,7 +421,7 @@ mod tests {
 
     #[test]
     fn drops_equal_copies_only() {
-        let mut merger = Merger::new(Tso::ZERO);
+        let mut merger = begin(0);
         merger.add(&id("a"));
         merger.add(&id("b"));
         for source in ["a", "b"] {
@@ -339,12 +436,80 @@ mod tests {
 
     #[test]
     fn refuses_what_comes_too_late() {
-        let mut merger = Merger::new(Tso::new(5));
+        let mut merger = begin(5);
         merger.add(&id("a"));
         assert!(matches!(merger.push(&id("a"), transaction(5, "")), Err(MergeError::Late { .. })));
         merger.push(&id("a"), transaction(9, "")).unwrap();
         let broken = merger.push(&id("a"), transaction(9, ""));
         assert!(matches!(broken, Err(MergeError::BrokenPromise { .. })));
+    }
+
+    /// Transactions by commit_ts and gaps by their range, as they come out.
+    fn shown(merger: &mut Merger) -> Vec<String> {
+        let show = |released| match released {
+            Released::Transaction(transaction) => transaction.commit_ts.to_string(),
+            Released::Gap(gap) => format!("({}, {}] {}", gap.from, gap.to, gap.cause),
+        };
+        released(merger).into_iter().map(show).collect()
+    }
+
+    fn lose(merger: &mut Merger, start_ts: u64, after: u64, upto: u64) -> Lost {
+        merger.lose(StartTs::new(start_ts), Tso::new(after), Tso::new(upto), format!("lost {start_ts}"))
+    }
+
+    #[test]
+    fn a_gap_stands_where_its_range_begins() {
+        let mut merger = begin(0);
+        merger.add(&id("a"));
+        merger.add(&id("b"));
+        for ts in [10, 20, 30] {
+            merger.push(&id("a"), transaction(ts, "")).unwrap();
+        }
+        assert_eq!(lose(&mut merger, 3, 14, 25), Lost::Declared);
+        assert_eq!(lose(&mut merger, 5, 29, 40), Lost::Declared);
+        // b may still bring something before it.
+        merger.advance(&id("b"), Tso::new(13));
+        assert_eq!(shown(&mut merger), ["10"]);
+        assert_eq!(merger.position(), Tso::new(13));
+        // Everything before the gap is there; nothing in it has been released.
+        merger.advance(&id("b"), Tso::new(19));
+        assert_eq!(shown(&mut merger), ["(14, 25] lost 3"]);
+        assert_eq!(merger.position(), Tso::new(19));
+        merger.advance(&id("b"), Tso::new(50));
+        assert_eq!(shown(&mut merger), ["20", "(29, 40] lost 5", "30"]);
+        // One whose beginning was passed begins where the merge stands.
+        merger.advance(&id("a"), Tso::new(50));
+        assert_eq!(shown(&mut merger), [""; 0]);
+        assert_eq!(lose(&mut merger, 7, 44, 60), Lost::Declared);
+        assert_eq!(shown(&mut merger), ["(50, 60] lost 7"]);
+        assert_eq!(merger.position(), Tso::new(50));
+    }
+
+    #[test]
+    fn a_lost_transaction_is_declared_once() {
+        let mut merger = begin(0);
+        merger.add(&id("a"));
+        assert_eq!(lose(&mut merger, 3, 0, 25), Lost::Declared);
+        assert_eq!(lose(&mut merger, 3, 0, 25), Lost::Declared);
+        assert_eq!(shown(&mut merger), ["(0, 25] lost 3"]);
+        // Its pump was pulled anew, from below the end of the range.
+        assert_eq!(lose(&mut merger, 3, 0, 25), Lost::Declared);
+        // Another one in the same range is another loss.
+        assert_eq!(lose(&mut merger, 4, 0, 20), Lost::Declared);
+        assert_eq!(shown(&mut merger), ["(0, 20] lost 4"]);
+        merger.advance(&id("a"), Tso::new(30));
+        assert_eq!(shown(&mut merger), [""; 0]);
+        assert_eq!(lose(&mut merger, 3, 0, 25), Lost::Known);
+        assert_eq!(merger.miss(Tso::new(1), Tso::new(30), "offline".to_owned()), Lost::Known);
+
+        // A successor within the range, which the log says is declared: what is named again is in the log.
+        let mut successor = Merger::new(Tso::new(12), Tso::new(25));
+        successor.add(&id("a"));
+        assert_eq!(lose(&mut successor, 3, 0, 25), Lost::Known);
+        assert_eq!(lose(&mut successor, 4, 0, 20), Lost::Known);
+        assert_eq!(lose(&mut successor, 9, 20, 26), Lost::Declared);
+        successor.advance(&id("a"), Tso::new(25));
+        assert_eq!(shown(&mut successor), ["(20, 26] lost 9"]);
     }
 
     /// What one source does next.
@@ -370,7 +535,7 @@ mod tests {
             let expected: Vec<u64> = (1..).zip(&held).filter(|(_, bits)| **bits != 0).map(|(ts, _)| ts).collect();
             let end = held.len() as u64 + 5;
             let ids = [id("a"), id("b"), id("c")];
-            let mut merger = Merger::new(Tso::ZERO);
+            let mut merger = begin(0);
             ids.iter().for_each(|id| { merger.add(id); });
             let mut out = Vec::new();
             let mut reached = [0_u64; 3];

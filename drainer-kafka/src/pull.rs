@@ -2,7 +2,8 @@
 //!
 //! The task reconnects for ever, with back-off, from the last timestamp it received; a pump that is away holds the
 //! merge up, rightly, and is named in the status. It ends with an error only where going on would lose data: the pump
-//! says that the position was collected, sends what cannot be read, or breaks its own order.
+//! says that the position was collected, sends what cannot be read, or breaks its own order. What a pump says it has lost goes on
+//! to the merge, which declares a gap.
 //!
 //! Memory: what a pump sent and Kafka does not have yet is charged to that pump's byte budget. A transaction larger
 //! than the whole budget is taken alone. Nothing is allocated by a declared length.
@@ -18,7 +19,7 @@ use schemas::binlog::{Binlog, Entity, Pos, PullBinlogReq};
 use schemas::sluice::pump::v1::drain_client::DrainClient;
 use schemas::sluice::pump::v1::pull_request::Body as Request;
 use schemas::sluice::pump::v1::pull_response::Body as Response;
-use schemas::sluice::pump::v1::{Batch, Chunk, Open, PullRequest, Transaction as PumpTransaction, Want};
+use schemas::sluice::pump::v1::{Batch, Chunk, Gap, Open, PullRequest, Transaction as PumpTransaction, Want};
 use tidb::ts::{CommitTs, StartTs, Tso};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_stream::StreamExt as _;
@@ -41,6 +42,22 @@ const FRAME: usize = 16 << 20;
 /// Budgets are counted in units of this many bytes, so that they fit a semaphore.
 const UNIT: u64 = 256;
 
+/// How much of a pump's explanation goes into the log, in bytes.
+const MAX_CAUSE: usize = 1024;
+
+/// A transaction that a pump acknowledged and cannot deliver any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LostTransaction {
+    /// Its identity.
+    pub start_ts: StartTs,
+    /// It committed after this…
+    pub after: Tso,
+    /// … and not after this, if at all.
+    pub upto: Tso,
+    /// In the pump's words.
+    pub cause: String,
+}
+
 /// What a pump sent: transactions in order, and the watermark after them.
 #[derive(Debug)]
 pub struct PumpBatch {
@@ -50,6 +67,8 @@ pub struct PumpBatch {
     pub generation: u64,
     /// Its transactions, in order of commit_ts.
     pub transactions: Vec<Transaction>,
+    /// Those that it says are lost.
+    pub lost: Vec<LostTransaction>,
     /// Nothing at or below it will follow.
     pub watermark: Tso,
 }
@@ -216,12 +235,10 @@ impl Pull {
                     )));
                 }
                 Some(Response::Gap(gap)) => {
-                    return Err(End::Fatal(anyhow::anyhow!(
-                        "pump {} lost transaction {}: {}",
-                        self.options.source,
-                        gap.start_ts,
-                        gap.cause
-                    )));
+                    if chunked.is_some() {
+                        return Err(self.broken("a gap in the middle of a large transaction"));
+                    }
+                    self.gap(gap).await?;
                 }
                 None => return Err(self.broken("a message of an unknown kind")),
             }
@@ -241,6 +258,24 @@ impl Pull {
             return Err(self.broken("a transaction above its batch's watermark"));
         }
         self.deliver(transactions, watermark).await
+    }
+
+    /// A gap has no part in the budget: it holds no payload.
+    async fn gap(&mut self, gap: Gap) -> Result<(), End> {
+        let Gap { start_ts, after, upto, mut cause } = gap;
+        if after >= upto || start_ts >= upto {
+            return Err(self.broken("a gap that ends before it, or its transaction, begins"));
+        }
+        cause.truncate(cause.floor_char_boundary(MAX_CAUSE));
+        let lost = LostTransaction {
+            start_ts: StartTs::new(start_ts),
+            after: Tso::new(after),
+            upto: Tso::new(upto),
+            cause,
+        };
+        // It says nothing about how far the pump is.
+        let batch = PumpBatch { lost: vec![lost], ..self.empty(self.position) };
+        self.out.send(batch).await.map_err(|_| End::Closed)
     }
 
     async fn chunk(&mut self, chunked: &mut Option<Chunked>, chunk: Chunk) -> Result<(), End> {
@@ -345,15 +380,20 @@ impl Pull {
 
     async fn deliver(&mut self, transactions: Vec<Transaction>, watermark: Tso) -> Result<(), End> {
         self.status.received(transactions.len() as u64, watermark);
-        let batch = PumpBatch {
-            source: self.options.source.clone(),
-            generation: self.options.generation,
-            transactions,
-            watermark,
-        };
+        let batch = PumpBatch { transactions, ..self.empty(watermark) };
         self.out.send(batch).await.map_err(|_| End::Closed)?;
         self.position = self.position.max(watermark);
         Ok(())
+    }
+
+    fn empty(&self, watermark: Tso) -> PumpBatch {
+        PumpBatch {
+            source: self.options.source.clone(),
+            generation: self.options.generation,
+            transactions: Vec::new(),
+            lost: Vec::new(),
+            watermark,
+        }
     }
 
     fn broken(&self, what: &str) -> End {

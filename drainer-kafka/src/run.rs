@@ -1,7 +1,7 @@
 //! The process: registration, the race for leadership, epoch after epoch, and the way out.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use node::admin::{Admin, Health};
@@ -15,6 +15,7 @@ use tidb::ts::{CommitTs, Tso};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::kafka::LogError;
 use crate::lead::{Leader, is_retryable};
@@ -23,11 +24,13 @@ use crate::status::Status;
 
 /// How often the registry entry is rewritten and PD is asked for the time.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// The first wait after a failed epoch; it doubles up to the last.
-const MIN_BACKOFF: Duration = Duration::from_millis(200);
-const MAX_BACKOFF: Duration = Duration::from_secs(10);
+/// How long a failed campaign waits.
+const CAMPAIGN_AGAIN: Duration = Duration::from_secs(10);
 /// How long everything gets to end.
 const DRAIN: Duration = Duration::from_secs(30);
+
+/// Why an entry was not written.
+const NOT_LEADING: &str = "the leader's key is not this process's any more";
 
 /// Label of a drainer's registry entry: which log it writes. A new leader retires entries of dead predecessors by it.
 const LOG_LABEL: &str = "sluice-log";
@@ -68,7 +71,7 @@ pub async fn run(config: Config, telemetry: Telemetry, shutdown: Shutdown) -> an
         let Some(pd) = connect(&config, &stop).await? else { return Ok(()) };
         let cluster_id = pd.cluster_id();
         data_dir.claim_cluster(cluster_id)?;
-        let registry = Registry::new(pd.etcd());
+        let registry = Registry::new(pd.etcd()).at(&config.pd_urls());
         let topic = config.topic(cluster_id);
         let mut side = Side::new(&node_id, &address);
         side.facts = serde_json::json!({ "log": topic });
@@ -91,6 +94,7 @@ pub async fn run(config: Config, telemetry: Telemetry, shutdown: Shutdown) -> an
             data_dir,
             status: status.clone(),
             refreshes: leading,
+            feed_id: OnceLock::new(),
         };
         // The way out is: end the epoch, say so in the registry, then let the lease go.
         let inner = Shutdown::new();
@@ -154,7 +158,7 @@ async fn lead(leader: &Leader, entry: &Registration, health: &Health, stop: &Shu
             Some(Ok(leadership)) => leadership,
             Some(Err(error)) if error.is_retryable() => {
                 warn!(%error, "cannot campaign for leadership, trying again");
-                if stop.unless(tokio::time::sleep(MAX_BACKOFF)).await.is_none() {
+                if stop.unless(tokio::time::sleep(CAMPAIGN_AGAIN)).await.is_none() {
                     return Ok(());
                 }
                 continue;
@@ -185,27 +189,29 @@ async fn epochs(
     leadership: &Leadership,
     stop: &Shutdown,
 ) -> anyhow::Result<()> {
-    let mut backoff = MIN_BACKOFF;
+    let mut backoff = Backoff::default();
     // Before the first list of the pumps is read: whoever registers later finds this drainer, whoever registered earlier
     // is found.
     let registered = tokio::select! {
-        registered = entry.register(leader) => registered?,
+        registered = entry.register(leader, leadership) => registered?,
         () = stop.cancelled() => return Ok(()),
         () = leadership.lost() => return Ok(()),
     };
     loop {
         leader.status.role("starting");
         let running = stop.child();
+        let began = Instant::now();
         let epoch = leader.epoch(&running);
         let ended = tokio::select! {
             ended = epoch => ended,
             () = leadership.lost() => return Ok(()),
-            never = entry.heartbeats(leader, health, &registered) => never,
+            never = entry.heartbeats(leader, leadership, health, &registered) => never,
         };
         let Err(error) = ended else { return Ok(()) };
         if stop.is_cancelled() {
             return Ok(());
         }
+        let led = if leader.status.is_leading() { began.elapsed() } else { Duration::ZERO };
         let message = format!("{error:#}");
         leader.status.failed(message.clone());
         health.set("feed", Err(message.clone()));
@@ -217,13 +223,13 @@ async fn epochs(
             error!(error = message, "the feed stops");
             return Err(error);
         }
-        warn!(error = message, retry_in = ?backoff, "the epoch ended, beginning anew");
+        let pause = backoff.after(led);
+        warn!(error = message, retry_in = ?pause, "the epoch ended, beginning anew");
         tokio::select! {
-            () = tokio::time::sleep(backoff) => {}
+            () = tokio::time::sleep(pause) => {}
             () = stop.cancelled() => return Ok(()),
             () = leadership.lost() => return Ok(()),
         }
-        backoff = (backoff * 2).min(MAX_BACKOFF);
     }
 }
 
@@ -246,15 +252,16 @@ impl Registration {
         record
     }
 
-    /// Writes the entry for the first time; keeps trying while PD or etcd is away.
-    async fn register(&self, leader: &Leader) -> anyhow::Result<UpdateClock> {
+    /// Writes the entry for the first time; keeps trying while PD or etcd is away, or leadership is as good as lost.
+    async fn register(&self, leader: &Leader, leadership: &Leadership) -> anyhow::Result<UpdateClock> {
         loop {
             let error = match self.pd.tso().await {
                 Ok(now) => {
                     let clock = UpdateClock::new(now);
                     let record = self.record(NodeState::Online, leader.status.released(), clock.now());
-                    match self.registry.put(NodeKind::Drainer, &record).await {
-                        Ok(()) => return Ok(clock),
+                    match self.registry.put_leading(leadership, NodeKind::Drainer, &record).await {
+                        Ok(true) => return Ok(clock),
+                        Ok(false) => NOT_LEADING.to_owned(),
                         Err(error) if error.is_retryable() => error.to_string(),
                         Err(error) => return Err(error.into()),
                     }
@@ -266,16 +273,29 @@ impl Registration {
         }
     }
 
-    /// Rewrites the entry for as long as it is polled.
-    async fn heartbeats(&self, leader: &Leader, health: &Health, clock: &UpdateClock) -> anyhow::Result<()> {
+    /// Rewrites the entry for as long as it is polled. A process that froze may wake here after another one took over and
+    /// retired its entry: an entry that came to life again would let pumps wait for its old position, and nobody would
+    /// retire it a second time. So it is written only under the leader's key.
+    async fn heartbeats(
+        &self,
+        leader: &Leader,
+        leadership: &Leadership,
+        health: &Health,
+        clock: &UpdateClock,
+    ) -> anyhow::Result<()> {
         let mut retired = false;
         let mut tick = tokio::time::interval(HEARTBEAT);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
             let record = self.record(NodeState::Online, leader.status.released(), clock.now());
-            match self.registry.put(NodeKind::Drainer, &record).await {
-                Ok(()) => {}
+            match self.registry.put_leading(leadership, NodeKind::Drainer, &record).await {
+                Ok(true) => {}
+                // Leadership notices by itself, in a moment.
+                Ok(false) => {
+                    warn!(reason = NOT_LEADING, "the registry entry was not rewritten");
+                    continue;
+                }
                 Err(error) if error.is_retryable() => warn!(%error, "cannot rewrite the registry entry"),
                 Err(error) => return Err(error.into()),
             }

@@ -159,7 +159,7 @@ async fn start(
         "store opened"
     );
     health.set("store", Ok(()));
-    let registry = Registry::new(pd.etcd());
+    let registry = Registry::new(pd.etcd()).at(&config.pd_urls());
 
     let pending = recovered.pending.iter().map(|open| (open.start_ts, open.floor));
     let progress = Arc::new(Progress::new(Sorter::recover(pending, recovered.watermark)));

@@ -5,6 +5,7 @@ mod client;
 pub mod producer;
 pub mod readback;
 pub mod reader;
+pub mod remains;
 pub mod sink;
 pub mod start;
 pub mod topics;

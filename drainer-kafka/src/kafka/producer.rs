@@ -23,6 +23,26 @@ use crate::sequence::{Delivered, RowPartition};
 /// How long fencing the predecessor may take.
 const INIT: Duration = Duration::from_secs(60);
 
+/// Where a record goes, as its delivery is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// A row topic.
+    Rows(RowPartition),
+    /// The schema topic.
+    Schema,
+    /// The commit stream.
+    Commits,
+}
+
+/// Where the records of one Kafka transaction went.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Deliveries {
+    /// Rows.
+    pub rows: HashMap<RowPartition, Delivered>,
+    /// Definitions and DDL, if there were any.
+    pub schema: Option<Delivered>,
+}
+
 /// What became of the records of one Kafka transaction.
 #[derive(Debug, Default)]
 pub struct Acks {
@@ -34,7 +54,7 @@ pub struct Acks {
 struct AckState {
     sent: u64,
     delivered: u64,
-    rows: HashMap<RowPartition, Delivered>,
+    places: HashMap<Place, Delivered>,
     failed: Option<(String, i32, String)>,
 }
 
@@ -43,15 +63,15 @@ impl Acks {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn delivered(&self, place: Option<RowPartition>, message: &impl Message, error: Option<&KafkaError>) {
+    fn delivered(&self, place: Place, message: &impl Message, error: Option<&KafkaError>) {
         let mut state = self.state();
         state.delivered += 1;
         let offset = message.offset();
         if error.is_some() || offset < 0 {
             let reason = error.map_or_else(|| "the broker gave no offset".to_owned(), ToString::to_string);
             state.failed.get_or_insert_with(|| (message.topic().to_owned(), message.partition(), reason));
-        } else if let Some(place) = place {
-            let at = state.rows.entry(place).or_insert(Delivered { first: offset, last: offset, count: 0 });
+        } else {
+            let at = state.places.entry(place).or_insert(Delivered { first: offset, last: offset, count: 0 });
             at.first = at.first.min(offset);
             at.last = at.last.max(offset);
             at.count += 1;
@@ -65,8 +85,8 @@ impl Acks {
         }
     }
 
-    /// Waits until all records sent so far are delivered; where each partition's rows went. Cancel-safe.
-    pub async fn all(&self) -> Result<HashMap<RowPartition, Delivered>, LogError> {
+    /// Waits until all records sent so far are delivered; where they went since the last time. Cancel-safe.
+    pub async fn all(&self) -> Result<Deliveries, LogError> {
         loop {
             let progress = self.progress.notified();
             tokio::pin!(progress);
@@ -77,7 +97,17 @@ impl Acks {
                     return Err(LogError::NotDelivered { topic, partition, reason });
                 }
                 if state.delivered == state.sent {
-                    return Ok(std::mem::take(&mut state.rows));
+                    let mut deliveries = Deliveries::default();
+                    for (place, at) in state.places.drain() {
+                        match place {
+                            Place::Rows(place) => {
+                                deliveries.rows.insert(place, at);
+                            }
+                            Place::Schema => deliveries.schema = Some(at),
+                            Place::Commits => {}
+                        }
+                    }
+                    return Ok(deliveries);
                 }
             }
             progress.await;
@@ -94,7 +124,7 @@ impl Acks {
 #[derive(Debug)]
 struct Sent {
     acks: Arc<Acks>,
-    place: Option<RowPartition>,
+    place: Place,
 }
 
 #[derive(Debug, Default)]
@@ -189,14 +219,14 @@ impl Producer {
         Ok(Arc::new(Acks::default()))
     }
 
-    /// Sends a row record, or (without a place) one of the schema topic. Waits while the client's queue is full.
+    /// Sends a record of a row topic or of the schema topic. Waits while the client's queue is full.
     #[expect(clippy::too_many_arguments, reason = "each is one field of the record that is sent")]
     pub async fn send(
         &self,
         acks: &Arc<Acks>,
         topic: &str,
         partition: i32,
-        place: Option<RowPartition>,
+        place: Place,
         key: Option<&[u8]>,
         value: &[u8],
         meta: &RowMeta,
@@ -221,7 +251,7 @@ impl Producer {
         record: &CommitRecord,
     ) -> Result<(), LogError> {
         let value = record.encode_to_vec();
-        let sent = Box::new(Sent { acks: acks.clone(), place: None });
+        let sent = Box::new(Sent { acks: acks.clone(), place: Place::Commits });
         let record: BaseRecord<'_, [u8], [u8], Box<Sent>> =
             BaseRecord::with_opaque_to(topic, sent).partition(0).payload(&value);
         self.enqueue(acks, record).await

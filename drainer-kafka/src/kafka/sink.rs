@@ -7,6 +7,7 @@
 //! Crash: whatever was not committed is aborted by the successor's `init_transactions`, which then goes on after the last
 //! commit record. Any failure here ends the epoch; the producer is dropped.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use tokio::task::JoinHandle;
 use tracing::{debug, info};
 
 use super::LogError;
-use super::producer::{Acks, Producer};
+use super::producer::{Acks, Place, Producer};
 use super::topics::Topics;
 use crate::claims::Claims;
 use crate::inflight::{HeldChange, InFlight, InFlightError};
@@ -25,7 +26,7 @@ use crate::metrics;
 use crate::schema::Definition;
 use crate::schema::history::SchemaHistory;
 use crate::schema::records::SchemaTopicRecord;
-use crate::sequence::{RowRecord, Sequencer, TxnHeader};
+use crate::sequence::{Delivered, RowPartition, RowRecord, Sequencer, TxnHeader};
 use crate::status::Status;
 use crate::translate::{Shape, TranslateError, TranslateFault, TxnRows};
 
@@ -89,7 +90,7 @@ pub enum Work {
     },
     /// Everything at or below it came before.
     Resolved(Tso),
-    /// Transactions in (from, to] are missing, by an operator's decision.
+    /// Transactions in (from, to] are missing; everything up to `from` came before.
     Gap {
         /// Exclusive.
         from: Tso,
@@ -184,8 +185,8 @@ pub struct Sink<H> {
     begun: Instant,
     /// Permits of the transactions in it.
     budgets: Vec<Arc<OwnedSemaphorePermit>>,
-    /// Schema records sent in it.
-    schema_records: usize,
+    /// Keys of the schema records sent in it.
+    schema_keys: HashSet<String>,
     /// When the log gets a record even if nothing happens.
     tick_due: tokio::time::Instant,
 }
@@ -209,7 +210,7 @@ impl<H: SchemaHistory> Sink<H> {
             acks: None,
             begun: Instant::now(),
             budgets: Vec::new(),
-            schema_records: 0,
+            schema_keys: HashSet::new(),
             tick_due: tokio::time::Instant::now() + TICK,
         }
     }
@@ -218,6 +219,7 @@ impl<H: SchemaHistory> Sink<H> {
     pub async fn start(&mut self, schema: &[SchemaTopicRecord]) -> Result<(), SinkError> {
         self.begin()?;
         self.send_schema(schema, Tso::ZERO).await?;
+        self.delivered().await?;
         let record = self.sequencer.start();
         self.commit("start", vec![record]).await?;
         metrics::epoch();
@@ -271,9 +273,10 @@ impl<H: SchemaHistory> Sink<H> {
                 }
                 Some(Work::Resolved(watermark)) => self.sequencer.advance(watermark),
                 Some(Work::Gap { from, to, cause }) => {
-                    self.begin()?;
-                    let record = self.sequencer.gap(from, to, cause);
-                    self.commit("gap", vec![record]).await?;
+                    if let Some(record) = self.sequencer.gap(from, to, cause) {
+                        self.begin()?;
+                        self.commit("gap", vec![record]).await?;
+                    }
                 }
                 Some(first) => ready = self.batch(first, work).await?,
             }
@@ -427,8 +430,8 @@ impl<H: SchemaHistory> Sink<H> {
         }
         let (Some(acks), Some(meta)) = (&self.acks, self.sequencer.row(record)) else { return Ok(()) };
         let topic = &self.options.row_topics[usize::from(record.place.topic)];
-        let (place, key) = (record.place, record.key.as_deref());
-        self.producer.send(acks, topic, place.partition, Some(place), key, &record.value, &meta).await?;
+        let (place, key) = (Place::Rows(record.place), record.key.as_deref());
+        self.producer.send(acks, topic, record.place.partition, place, key, &record.value, &meta).await?;
         Ok(())
     }
 
@@ -502,8 +505,9 @@ impl<H: SchemaHistory> Sink<H> {
         for record in records {
             let meta = RowMeta { epoch: self.sequencer.epoch(), commit_ts: commit_ts.get(), ..record.meta };
             let key = Some(record.key.as_bytes());
-            self.producer.send(acks, &self.options.topics.schema, 0, None, key, &record.value, &meta).await?;
-            self.schema_records += 1;
+            let topic = &self.options.topics.schema;
+            self.producer.send(acks, topic, 0, Place::Schema, key, &record.value, &meta).await?;
+            self.schema_keys.insert(record.key.clone());
         }
         Ok(())
     }
@@ -516,14 +520,27 @@ impl<H: SchemaHistory> Sink<H> {
         Ok(())
     }
 
-    /// Ends the Kafka transaction: all offsets first, then the commit records that name them.
-    async fn settle(&mut self, kind: &'static str) -> Result<(), SinkError> {
-        let Some(acks) = self.acks.clone() else { return Ok(()) };
-        if self.sequencer.batch_is_empty() && self.schema_records == 0 {
-            return Ok(());
-        }
+    /// Waits until everything in the Kafka transaction has its offset; where the rows went.
+    async fn delivered(&mut self) -> Result<HashMap<RowPartition, Delivered>, SinkError> {
+        let Some(acks) = self.acks.clone() else { return Ok(HashMap::new()) };
         self.producer.flush().await?;
         let delivered = acks.all().await?;
+        if let Some(schema) = delivered.schema {
+            let keys = self.schema_keys.len() as u64;
+            self.sequencer.schema_written(schema, keys)?;
+        }
+        Ok(delivered.rows)
+    }
+
+    /// Ends the Kafka transaction: all offsets first, then the commit records that name them.
+    async fn settle(&mut self, kind: &'static str) -> Result<(), SinkError> {
+        if self.acks.is_none() {
+            return Ok(());
+        }
+        if self.sequencer.batch_is_empty() && self.schema_keys.is_empty() {
+            return Ok(());
+        }
+        let delivered = self.delivered().await?;
         let (transactions, changes) = self.sequencer.batch_counts();
         let bytes = self.sequencer.batch_bytes();
         let records = self.sequencer.settle(&delivered)?;
@@ -547,7 +564,7 @@ impl<H: SchemaHistory> Sink<H> {
         acks.all().await?;
         metrics::committed(kind, self.begun.elapsed());
         self.budgets.clear();
-        self.schema_records = 0;
+        self.schema_keys.clear();
         self.tick_due = tokio::time::Instant::now() + TICK;
         self.status.written(self.sequencer.watermark(), self.sequencer.next_seq());
         Ok(())

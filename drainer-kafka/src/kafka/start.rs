@@ -1,5 +1,5 @@
 //! Opens the log: fences the predecessor, reads where it stopped, and refuses to go on if the topics are not what the
-//! feed left there.
+//! feed left there ([`remains`](super::remains) says when).
 //!
 //! The order matters (a predecessor may still be committing): first `init_transactions`, which fences it and settles its
 //! open transaction; then wait until nothing is open on any partition; only then read the end of the commit stream.
@@ -11,13 +11,17 @@ use tracing::{info, warn};
 
 use super::producer::{Producer, ProducerOptions};
 use super::reader::{Reader, commit_record, row_meta};
+use super::remains::{self, SchemaTopic};
 use super::topics::{Creation, Purpose, Topics, create, verify};
 use super::{Kafka, LogError, blocking};
 use crate::schema::records::SchemaReader;
-use crate::sequence::{RowLayout, Tail, TailReader};
+use crate::sequence::{RowLayout, SchemaExtent, Tail, TailReader, TopicPartition};
 
 /// How far before the end of the commit stream the first look goes: offsets, markers included.
 const TAIL_WINDOW: i64 = 2_000;
+
+/// How long a topic that must be there may be unknown to a broker, which perhaps has only just started.
+const TOPIC: Duration = Duration::from_secs(10);
 
 /// How the log is opened.
 #[derive(Clone, Debug)]
@@ -30,6 +34,8 @@ pub struct OpenOptions {
     pub producer: ProducerOptions,
     /// The upstream.
     pub cluster_id: u64,
+    /// The feed that this process wrote before, if it did: another one, or none, is not gone on with.
+    pub feed_id: Option<Vec<u8>>,
 }
 
 /// A log that this process alone may write.
@@ -41,6 +47,8 @@ pub struct OpenLog {
     pub tail: Option<Tail>,
     /// What the schema topic holds.
     pub schema: SchemaReader,
+    /// How far it goes.
+    pub schema_extent: SchemaExtent,
     /// Row topics and partition counts to use from now on.
     pub layout: RowLayout,
     /// The most bytes of key and value in a row record.
@@ -56,7 +64,8 @@ pub async fn open(kafka: &Kafka, options: &OpenOptions) -> Result<OpenLog, LogEr
     let producer = Producer::init(kafka, &options.producer).await?;
     let patience = options.producer.transaction_timeout + Duration::from_secs(10);
     let (look, client) = (options.clone(), kafka.clone());
-    let found = blocking(move || Found::look(&client, &look.topics, patience)).await?;
+    let expected = options.feed_id.is_some();
+    let found = blocking(move || Found::look(&client, &look.topics, expected, patience)).await?;
     let topics = &options.topics;
     let missing = |what: &str| {
         LogError::Refused(format!(
@@ -64,15 +73,10 @@ pub async fn open(kafka: &Kafka, options: &OpenOptions) -> Result<OpenLog, LogEr
              under another topic name"
         ))
     };
-    let begun = found.tail.is_some() || !found.schema.is_empty();
-    if found.tail.is_none() && begun {
-        let stream = &topics.commits;
-        return Err(LogError::Refused(format!(
-            "the commit stream {stream} is empty, but the schema topic {} is not: {stream} was emptied or made anew. \
-             Restore it, or begin a new feed under another topic name",
-            topics.schema
-        )));
-    }
+    let begun = found.tail.is_some();
+    remains::check_same_feed(topics, options.feed_id.as_deref(), found.tail.as_ref())
+        .and_then(|()| remains::check(topics, found.tail.as_ref(), &found.schema_topic(), &found.row_ends))
+        .map_err(LogError::Refused)?;
     for (topic, partitions, purpose) in [
         (&topics.commits, found.commits, Purpose::Commits),
         (&topics.rows, found.rows, Purpose::Rows),
@@ -109,6 +113,7 @@ pub async fn open(kafka: &Kafka, options: &OpenOptions) -> Result<OpenLog, LogEr
         producer,
         tail: found.tail,
         schema: found.schema,
+        schema_extent: found.schema_extent,
         layout,
         row_limit,
         schema_limit,
@@ -186,15 +191,29 @@ struct Found {
     schema_partitions: Option<u32>,
     tail: Option<Tail>,
     schema: SchemaReader,
+    schema_extent: SchemaExtent,
+    /// The schema topic's own end, markers included.
+    schema_end: i64,
+    row_ends: Vec<(TopicPartition, i64)>,
     commits_end: i64,
 }
 
 impl Found {
-    fn look(kafka: &Kafka, topics: &Topics, patience: Duration) -> Result<Self, LogError> {
+    fn schema_topic(&self) -> SchemaTopic {
+        match self.schema_partitions {
+            None => SchemaTopic::Missing,
+            Some(_) => SchemaTopic::There { end: self.schema_end, keys: self.schema.keys() },
+        }
+    }
+
+    /// `expected`: the topics must be there, for this process has written them.
+    fn look(kafka: &Kafka, topics: &Topics, expected: bool, patience: Duration) -> Result<Self, LogError> {
         let reader = Reader::new(kafka)?;
-        let commits = reader.partitions(&topics.commits)?;
-        let rows = reader.partitions(&topics.rows)?;
-        let schema_partitions = reader.partitions(&topics.schema)?;
+        let partitions =
+            |topic: &str| if expected { known(&reader, topic) } else { reader.partitions(topic) };
+        let commits = partitions(&topics.commits)?;
+        let rows = partitions(&topics.rows)?;
+        let schema_partitions = partitions(&topics.schema)?;
         let all = [(&topics.commits, commits), (&topics.rows, rows), (&topics.schema, schema_partitions)];
         for (topic, partitions) in all {
             for partition in 0..partitions.unwrap_or_default() as i32 {
@@ -218,19 +237,49 @@ impl Found {
             check_ends(&reader, tail)?;
         }
         let mut schema = SchemaReader::default();
+        let (mut schema_extent, mut schema_end) = (SchemaExtent::default(), 0);
         if schema_partitions.is_some() {
             let span = reader.span(&topics.schema, 0)?;
+            schema_end = span.end;
             if span.low < span.end {
                 reader.read(&topics.schema, 0, span.low, |message| {
                     let key = String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned();
                     let pushed =
                         schema.push(&key, &row_meta(message)?, message.payload().unwrap_or_default());
                     pushed.map_err(|e| LogError::Refused(format!("schema topic {}: {e}", topics.schema)))?;
+                    schema_extent.end = message.offset() + 1;
                     Ok(true)
                 })?;
             }
+            schema_extent.keys = schema.keys();
         }
-        Ok(Self { commits, rows, schema_partitions, tail, schema, commits_end })
+        let mut row_ends = Vec::new();
+        for partition in 0..rows.unwrap_or_default() as i32 {
+            let at = TopicPartition { topic: topics.rows.clone(), partition };
+            row_ends.push((at, reader.span(&topics.rows, partition)?.end));
+        }
+        Ok(Self {
+            commits,
+            rows,
+            schema_partitions,
+            tail,
+            schema,
+            schema_extent,
+            schema_end,
+            row_ends,
+            commits_end,
+        })
+    }
+}
+
+/// The partitions of a topic that must be there; `None` if it stays unknown.
+fn known(reader: &Reader, topic: &str) -> Result<Option<u32>, LogError> {
+    let begun = Instant::now();
+    loop {
+        match reader.partitions(topic)? {
+            None if begun.elapsed() < TOPIC => reader.pause(),
+            found => return Ok(found),
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! something else, so compaction removes nothing but repetitions. A value too large for one record is cut: record *j*
 //! (from 1) has the key `<key>/<j>`; the header says how many there are.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -162,13 +162,18 @@ pub struct SchemaReader {
     /// Tables that went with their database, by its id.
     gone: HashMap<i64, Vec<TableDefinition>>,
     version: i64,
-    records: u64,
+    keys: HashSet<String>,
 }
 
 impl SchemaReader {
     /// True if nothing was read.
     pub fn is_empty(&self) -> bool {
-        self.records == 0
+        self.keys.is_empty()
+    }
+
+    /// How many different keys were read.
+    pub fn keys(&self) -> u64 {
+        self.keys.len() as u64
     }
 
     /// Takes the next record of the topic.
@@ -177,7 +182,7 @@ impl SchemaReader {
         if record_checksum(Some(key.as_bytes()), Some(value)) != meta.checksum {
             return Err(unreadable("its checksum does not fit".to_owned()));
         }
-        self.records += 1;
+        self.keys.insert(key.to_owned());
         if meta.records <= 1 {
             self.partial = None;
             return self.take(key, value);

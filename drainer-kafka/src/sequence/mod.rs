@@ -30,7 +30,7 @@ use schemas::sluice::v1::{
 use tidb::ts::{CommitTs, StartTs, Tso};
 
 pub use self::error::SequenceError;
-pub use self::tail::{RowLayout, Tail, TailError, TailReader, TopicPartition, Unfinished, hex};
+pub use self::tail::{RowLayout, SchemaExtent, Tail, TailError, TailReader, TopicPartition, Unfinished, hex};
 use crate::claims::Claim;
 
 /// A commit record carries a summary at least this often.
@@ -153,6 +153,10 @@ pub struct Sequencer {
     unfinished: Option<Unfinished>,
     open: Option<Open>,
     since_summary: u32,
+    /// What the schema topic holds.
+    schema: SchemaExtent,
+    /// What is missing up to here is in the log as gaps.
+    declared_to: Tso,
     /// Rows after it brought values that are held; see `CommitRecord.pull_from`.
     held_after: Option<Tso>,
     batch: Batch,
@@ -171,41 +175,32 @@ struct Batch {
 impl Sequencer {
     /// A feed that has no record yet; everything at or below `position` is left out.
     pub fn fresh(feed: Feed, position: Tso) -> Self {
-        Self::with(feed, 1, 1, position, BTreeMap::new(), None)
-    }
-
-    /// Goes on where the log ends, in the next epoch.
-    pub fn resume(feed: Feed, tail: &Tail) -> Self {
-        Self::with(
-            feed,
-            tail.epoch + 1,
-            tail.next_seq,
-            tail.watermark,
-            tail.ends.clone(),
-            tail.unfinished.clone(),
-        )
-    }
-
-    fn with(
-        feed: Feed,
-        epoch: u64,
-        next_seq: u64,
-        watermark: Tso,
-        ends: BTreeMap<TopicPartition, i64>,
-        unfinished: Option<Unfinished>,
-    ) -> Self {
-        let batch = Batch::default();
         Self {
             feed,
-            epoch,
-            next_seq,
-            watermark,
-            ends,
-            unfinished,
+            epoch: 1,
+            next_seq: 1,
+            watermark: position,
+            ends: BTreeMap::new(),
+            unfinished: None,
             open: None,
             since_summary: 0,
+            schema: SchemaExtent::default(),
+            declared_to: Tso::ZERO,
             held_after: None,
-            batch,
+            batch: Batch::default(),
+        }
+    }
+
+    /// Goes on where the log ends, in the next epoch, beside a schema topic that holds `schema`.
+    pub fn resume(feed: Feed, tail: &Tail, schema: SchemaExtent) -> Self {
+        Self {
+            epoch: tail.epoch + 1,
+            next_seq: tail.next_seq,
+            ends: tail.ends.clone(),
+            unfinished: tail.unfinished.clone(),
+            schema,
+            declared_to: tail.declared_to,
+            ..Self::fresh(feed, tail.watermark)
         }
     }
 
@@ -243,9 +238,27 @@ impl Sequencer {
         self.record(Body::Tick(Tick {}))
     }
 
-    /// Declares that transactions in (from, to] are missing by an operator's decision; others in that range may follow.
-    pub fn gap(&mut self, from: Tso, to: Tso, cause: String) -> CommitRecord {
-        self.record(Body::Gap(Gap { from: from.get(), to: to.get(), cause }))
+    /// Declares that transactions in (from, to] are missing; others in that range may follow. Everything up to `from` has been
+    /// sequenced. `None` if the range is behind the watermark.
+    pub fn gap(&mut self, from: Tso, to: Tso, cause: String) -> Option<CommitRecord> {
+        self.advance(from);
+        if to <= self.watermark {
+            return None;
+        }
+        self.declared_to = self.declared_to.max(to);
+        let from = self.watermark.get();
+        Some(self.record(Body::Gap(Gap { from, to: to.get(), cause })))
+    }
+
+    /// The Kafka transaction at hand put records into the schema topic, of so many new keys. Its commit record will say so.
+    pub fn schema_written(&mut self, delivered: Delivered, keys: u64) -> Result<(), SequenceError> {
+        if delivered.first < self.schema.end {
+            let (topic, named) = (self.feed.schema_topic.clone(), self.schema.end - 1);
+            return Err(SequenceError::OffsetsWentBack { topic, partition: 0, named, got: delivered.first });
+        }
+        self.schema = SchemaExtent { end: delivered.last + 1, keys: self.schema.keys + keys };
+        self.since_summary = 0;
+        Ok(())
     }
 
     /// Everything at or below `watermark` has been sequenced, or does not exist.
@@ -505,6 +518,8 @@ impl Sequencer {
             cluster_id: self.feed.cluster_id,
             contract_version: schemas::CONTRACT_VERSION,
             unfinished: self.unfinished.clone().or(open).map(|unfinished| unfinished.to_proto()),
+            schema: Some(self.schema.to_proto()),
+            declared_to: if self.declared_to > self.watermark { self.declared_to.get() } else { 0 },
         }
     }
 }

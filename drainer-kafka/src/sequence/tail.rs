@@ -91,6 +91,22 @@ impl Unfinished {
     }
 }
 
+/// What the schema topic holds of a feed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SchemaExtent {
+    /// One past the last offset.
+    pub end: i64,
+    /// Distinct record keys.
+    pub keys: u64,
+}
+
+impl SchemaExtent {
+    /// As the summary carries it.
+    pub fn to_proto(self) -> schemas::sluice::v1::SchemaExtent {
+        schemas::sluice::v1::SchemaExtent { end: self.end, keys: self.keys }
+    }
+}
+
 /// Where the feed stands.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tail {
@@ -116,6 +132,10 @@ pub struct Tail {
     pub unfinished: Option<Unfinished>,
     /// Where to read the pumps from: the watermark, or before it where values are held.
     pub pull_from: Tso,
+    /// What the schema topic must hold at least; `None`: a build wrote the log that did not count it.
+    pub schema: Option<SchemaExtent>,
+    /// What is missing up to here is in the log as gaps; zero unless that lies above the watermark.
+    pub declared_to: Tso,
 }
 
 /// Why the commit stream cannot be continued.
@@ -175,6 +195,11 @@ impl TailReader {
                 ends: ends.collect(),
                 unfinished: summary.unfinished.as_ref().map(Unfinished::after),
                 pull_from: Tso::new(record.watermark),
+                schema: summary
+                    .schema
+                    .as_ref()
+                    .map(|extent| SchemaExtent { end: extent.end, keys: extent.keys }),
+                declared_to: Tso::new(summary.declared_to),
             };
             if let Some(before) = &self.tail {
                 before.check_successor(record)?;
@@ -199,8 +224,12 @@ impl TailReader {
                 tail.name_ranges(&part.ranges);
                 tail.unfinished = Some(Unfinished::after(part));
             }
-            Body::Start(_) | Body::Tick(_) | Body::Gap(_) => {}
+            Body::Start(_) | Body::Tick(_) => {}
+            Body::Gap(gap) => tail.declared_to = tail.declared_to.max(Tso::new(gap.to)),
             Body::Layout(layout) => tail.layout = RowLayout::from_proto(layout),
+        }
+        if tail.declared_to <= tail.watermark {
+            tail.declared_to = Tso::ZERO;
         }
         Ok(())
     }

@@ -93,7 +93,7 @@ fn row(change: u32, size: usize, partition: i32) -> RowRecord {
 /// Writes what the log lacks, until the crash.
 fn run(log: &mut Log, upstream: &[Upstream], limit: usize, mut steps: u32) {
     let mut sequencer = match log.tail(0) {
-        Some(tail) => Sequencer::resume(feed(), &tail),
+        Some(tail) => Sequencer::resume(feed(), &tail, tail.schema.unwrap()),
         None => Sequencer::fresh(feed(), Tso::ZERO),
     };
     let start = sequencer.start();
@@ -328,6 +328,8 @@ fn another_transaction_cannot_finish_what_is_half_written() {
         ends: BTreeMap::new(),
         unfinished: Some(unfinished),
         pull_from: Tso::new(40),
+        schema: None,
+        declared_to: Tso::ZERO,
     };
     let header = |commit_ts: u64| TxnHeader {
         start_ts: StartTs::new(commit_ts - 1),
@@ -336,9 +338,9 @@ fn another_transaction_cannot_finish_what_is_half_written() {
         ddl: None,
         origin: None,
     };
-    let refused = Sequencer::resume(feed(), &tail).open(header(45));
+    let refused = Sequencer::resume(feed(), &tail, SchemaExtent::default()).open(header(45));
     assert!(matches!(refused, Err(SequenceError::UnfinishedElsewhere { commit_ts: 50, .. })));
-    let mut sequencer = Sequencer::resume(feed(), &tail);
+    let mut sequencer = Sequencer::resume(feed(), &tail, SchemaExtent::default());
     assert_eq!(sequencer.start().next_seq, 4);
     assert_eq!(sequencer.open(header(50)), Ok(Opened { skip_changes: 3 }));
     assert_eq!(sequencer.row(&row(3, 1, 0)).unwrap().seq, 4);
@@ -368,4 +370,62 @@ fn summaries_come_often_enough() {
         without = if record.summary.is_some() { 0 } else { without + 1 };
         assert!(without < 1000);
     }
+}
+
+/// A gap stands where it begins: its record's watermark is its `from`, so what stops there has exactly what came before.
+#[test]
+fn a_gap_is_written_where_it_begins_and_remembered_until_it_is_passed() {
+    let mut sequencer = Sequencer::fresh(feed(), Tso::new(5));
+    let mut log = vec![sequencer.start()];
+    let gap = |from: u64, to: u64| Body::Gap(Gap { from, to, cause: "lost".to_owned() });
+    let declare = |sequencer: &mut Sequencer, from: u64, to: u64| {
+        sequencer.gap(Tso::new(from), Tso::new(to), "lost".to_owned())
+    };
+    let first = declare(&mut sequencer, 9, 20).unwrap();
+    assert_eq!((first.watermark, first.body.clone()), (9, Some(gap(9, 20))));
+    log.push(first);
+    // From the beginning, a successor that resumes within the range knows that it is declared; so does one that sees
+    // only a later summary.
+    let declared = |log: &[CommitRecord]| {
+        let mut reader = TailReader::default();
+        log.iter().for_each(|record| reader.push(record).unwrap());
+        reader.finish().unwrap().declared_to
+    };
+    assert_eq!(declared(&log), Tso::new(20));
+    sequencer.advance(Tso::new(15));
+    log.extend((0..SUMMARY_EVERY).map(|_| sequencer.tick()));
+    let summed_up = log.iter().rposition(|record| record.summary.is_some()).unwrap();
+    assert_eq!(declared(&log[summed_up..]), Tso::new(20));
+    // What lies before the watermark already cannot be placed there any more.
+    let second = declare(&mut sequencer, 12, 30).unwrap();
+    assert_eq!((second.watermark, second.body.clone()), (15, Some(gap(15, 30))));
+    log.push(second);
+    sequencer.advance(Tso::new(30));
+    log.push(sequencer.tick());
+    assert_eq!(declared(&log), Tso::ZERO);
+    assert_eq!(declare(&mut sequencer, 12, 30), None);
+}
+
+#[test]
+fn what_the_schema_topic_holds_is_said_with_the_records_that_change_it() {
+    let mut sequencer = Sequencer::fresh(feed(), Tso::ZERO);
+    let extent = |record: &CommitRecord| {
+        record.summary.as_ref().and_then(|s| s.schema.as_ref()).map(|s| (s.end, s.keys))
+    };
+    sequencer.schema_written(Delivered { first: 0, last: 4, count: 5 }, 4).unwrap();
+    assert_eq!(extent(&sequencer.start()), Some((5, 4)));
+    assert_eq!(extent(&sequencer.tick()), None);
+    sequencer.schema_written(Delivered { first: 7, last: 8, count: 2 }, 2).unwrap();
+    let changed = sequencer.tick();
+    assert_eq!(extent(&changed), Some((9, 6)));
+    let mut reader = TailReader::default();
+    reader.push(&changed).unwrap();
+    let tail = reader.finish().unwrap();
+    assert_eq!(tail.schema, Some(SchemaExtent { end: 9, keys: 6 }));
+    let mut successor = Sequencer::resume(feed(), &tail, SchemaExtent { end: 9, keys: 6 });
+    let anew = successor.schema_written(Delivered { first: 0, last: 1, count: 2 }, 2);
+    assert_eq!(
+        anew,
+        Err(SequenceError::OffsetsWentBack { topic: "schema".into(), partition: 0, named: 8, got: 0 })
+    );
 }

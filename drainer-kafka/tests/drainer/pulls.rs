@@ -20,7 +20,7 @@ use schemas::binlog::{
 use schemas::sluice::pump::v1::drain_server::{Drain, DrainServer};
 use schemas::sluice::pump::v1::pull_request::Body as Request;
 use schemas::sluice::pump::v1::pull_response::Body;
-use schemas::sluice::pump::v1::{Batch, Chunk, OutOfRange, PullRequest, PullResponse, Transaction};
+use schemas::sluice::pump::v1::{Batch, Chunk, Gap, OutOfRange, PullRequest, PullResponse, Transaction};
 use tidb::ts::Tso;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -148,6 +148,10 @@ fn batch(transactions: Vec<Transaction>, watermark: u64) -> Body {
     Body::Batch(Batch { transactions, watermark })
 }
 
+fn lost(start_ts: u64, after: u64, upto: u64) -> Body {
+    Body::Gap(Gap { start_ts, after, upto, cause: "TiKV has collected it".to_owned() })
+}
+
 fn options(budget: u64) -> PullOptions {
     PullOptions {
         source: SourceId::new("p"),
@@ -249,6 +253,8 @@ async fn stops_where_going_on_would_lose_data() {
     };
     let cases = [
         (Body::OutOfRange(OutOfRange { requested: 10, oldest: 500 }), "(10, 500]"),
+        (lost(20, 30, 30), "a gap that ends before it"),
+        (lost(40, 20, 30), "or its transaction, begins"),
         (batch(vec![transaction(30, "")], 20), "above its batch's watermark"),
         (whole(9), "shorter than announced"),
         (whole(2 << 20), "max-message-size"),
@@ -304,6 +310,7 @@ fn pumped(name: &str, generation: u64, commit_ts: &[u64], watermark: u64) -> Pum
         source: SourceId::new(name),
         generation,
         transactions: transactions.collect(),
+        lost: Vec::new(),
         watermark: Tso::new(watermark),
     }
 }
@@ -314,7 +321,7 @@ async fn pumps_join_and_leave_while_the_merge_is_stuck() {
     let (batches, batches_out) = mpsc::channel(64);
     let (changes, changes_out) = mpsc::channel(4);
     let (out, mut merged) = mpsc::channel(1);
-    let merge = MergeTask::new(Tso::new(10), Status::default());
+    let merge = MergeTask::new(Tso::new(10), Tso::ZERO, Status::default());
     let task = tokio::spawn(merge.run(batches_out, changes_out, out));
     let (after, mut wanted) = add(&changes, "a", 1).await;
     assert_eq!(after, Tso::new(10));
@@ -347,8 +354,8 @@ async fn pumps_join_and_leave_while_the_merge_is_stuck() {
                 order.extend(transactions.iter().map(|t| t.commit_ts.get()))
             }
             Merged::Resolved(watermark) => resolved = watermark,
-            Merged::Gap { to, .. } => {
-                assert_eq!(to, Tso::new(99));
+            Merged::Gap(gap) => {
+                assert_eq!(gap.to, Tso::new(99));
                 gaps += 1;
             }
         }
@@ -356,4 +363,47 @@ async fn pumps_join_and_leave_while_the_merge_is_stuck() {
     assert_eq!((order, gaps), (vec![20, 21, 22], 1));
     drop(changes);
     soon(task).await.unwrap().unwrap();
+}
+
+/// A pump names a lost transaction again at every pull from below the end of its range; the log gets one gap, in its place
+/// among the transactions.
+#[tokio::test]
+async fn a_lost_transaction_becomes_one_gap_in_its_place() {
+    let (_, address) = scripted(vec![
+        vec![batch(vec![transaction(11, "a")], 12), lost(8, 14, 25)],
+        // The stream broke; what follows comes from the last watermark on.
+        vec![lost(8, 14, 25), batch(vec![transaction(20, "b")], 22)],
+        vec![lost(8, 14, 25), batch(vec![transaction(30, "c")], 40)],
+    ])
+    .await;
+    let (batches, batches_out) = mpsc::channel(64);
+    let (changes, changes_out) = mpsc::channel(4);
+    let (out, mut merged) = mpsc::channel(64);
+    let merge = MergeTask::new(Tso::new(10), Tso::ZERO, Status::default());
+    tokio::spawn(merge.run(batches_out, changes_out, out));
+    let (after, want) = add(&changes, "p", 1).await;
+    let (_address, address_out) = watch::channel(address);
+    let status = Status::default().pump(&SourceId::new("p"), "", "online");
+    tokio::spawn(Pull::new(options(1 << 20), after, batches, address_out, want, status).run());
+    let (mut came, mut resolved) = (Vec::new(), Tso::ZERO);
+    while resolved < Tso::new(40) {
+        match soon(merged.recv()).await.unwrap() {
+            Merged::Transactions(transactions) => {
+                came.extend(transactions.iter().map(|t| t.commit_ts.to_string()));
+            }
+            Merged::Resolved(watermark) => {
+                assert!(watermark >= resolved);
+                resolved = watermark;
+            }
+            Merged::Gap(gap) => {
+                assert!(
+                    gap.cause.contains("pump p lost transaction 8: TiKV has collected it"),
+                    "{}",
+                    gap.cause
+                );
+                came.push(format!("({}, {}]", gap.from, gap.to));
+            }
+        }
+    }
+    assert_eq!(came, ["11", "(14, 25]", "20", "30"]);
 }

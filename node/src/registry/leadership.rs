@@ -22,6 +22,7 @@ const RETRY: Duration = Duration::from_millis(200);
 /// The right to lead, while it lasts. Dropped without [`Self::resign`], the key stays until its lease runs out.
 pub struct Leadership {
     registry: Registry,
+    key: String,
     lease: i64,
     revision: i64,
     lost: CancellationToken,
@@ -38,6 +39,11 @@ impl Leadership {
     /// etcd's revision at which leadership was won: grows from leader to leader, so it can fence.
     pub fn revision(&self) -> i64 {
         self.revision
+    }
+
+    /// What etcd has to find for leadership to stand.
+    pub(super) fn stands(&self) -> Compare {
+        Compare::create_revision(self.key.as_str(), CompareOp::Equal, self.revision)
     }
 
     /// Resolves when leadership is lost, for whatever reason. Cancel-safe.
@@ -79,7 +85,7 @@ pub(super) async fn campaign(
                 let lost = CancellationToken::new();
                 let keeper = Keeper {
                     registry: registry.clone(),
-                    key,
+                    key: key.clone(),
                     lease,
                     revision,
                     ttl,
@@ -91,7 +97,7 @@ pub(super) async fn campaign(
                     let _guard = guard;
                     keeper.run().await;
                 }));
-                return Ok(Leadership { registry, lease, revision, lost, keeper });
+                return Ok(Leadership { registry, key, lease, revision, lost, keeper });
             }
             registry.revoke(lease).await?;
             continue;

@@ -17,6 +17,7 @@ mod record;
 mod watch;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{Client, Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse};
@@ -131,6 +132,7 @@ fn etcd_is_retryable(error: &etcd_client::Error) -> bool {
 #[derive(Clone)]
 pub struct Registry {
     etcd: Client,
+    addresses: Arc<str>,
 }
 
 impl std::fmt::Debug for Registry {
@@ -148,7 +150,17 @@ struct Listing {
 impl Registry {
     /// Over a client such as [`crate::pd::Pd::etcd`].
     pub fn new(etcd: Client) -> Self {
-        Self { etcd }
+        Self { etcd, addresses: "".into() }
+    }
+
+    /// With the addresses that the client connects to, for messages.
+    #[must_use]
+    pub fn at(self, urls: &[String]) -> Self {
+        Self { addresses: urls.join(",").into(), ..self }
+    }
+
+    fn addresses(&self) -> &str {
+        &self.addresses
     }
 
     /// Every node of a kind, by id, at one revision.
@@ -215,6 +227,25 @@ impl Registry {
         }
     }
 
+    /// Registers or rewrites while `leadership` stands, judged by etcd itself in the same step. False, and nothing is
+    /// written, once its key is another one's or nobody's: whoever leads next never finds an entry that was rewritten
+    /// after it won.
+    pub async fn put_leading(
+        &self,
+        leadership: &Leadership,
+        kind: NodeKind,
+        record: &NodeRecord,
+    ) -> Result<bool, RegistryError> {
+        let key = main_key(kind, &record.node_id)?;
+        let txn = Txn::new().when([leadership.stands()]).and_then([TxnOp::put(
+            key.as_str(),
+            record.to_json(),
+            None,
+        )]);
+        let mut kv = self.etcd.kv_client();
+        Ok(in_time(kv.txn(txn)).await?.succeeded())
+    }
+
     /// Changes only the state of a node's entry, whatever else is rewritten meanwhile; returns the entry as it is then.
     pub async fn set_state(
         &self,
@@ -254,8 +285,9 @@ impl Registry {
     }
 
     /// Announces that this process lives, by a leased entry beside the list; it is written when this returns. A living
-    /// process elsewhere that uses the id is given the time of its lease to vanish, then it is an error. Spawn
-    /// [`Presence::run`] next.
+    /// process elsewhere that uses the id is given the time of its lease to vanish, then it is an error. While etcd cannot
+    /// be reached this waits, with a warning at each attempt. Cancel-safe, except that the entry may stand for the time of
+    /// its lease. Spawn [`Presence::run`] next.
     pub async fn announce(&self, kind: NodeKind, side: Side) -> Result<Presence, RegistryError> {
         presence::announce(self.clone(), kind, side).await
     }

@@ -5,9 +5,12 @@
 //!                 ▲                          │ lease lost (a long pause, etcd away)
 //!                 └──────────────────────────┘ shutdown: revoke, which removes the entry
 //! ```
+//!
+//! An etcd that is away is waited for, at the start as later: it never ends a process.
 
 use std::time::Duration;
 
+use backon::{BackoffBuilder as _, ExponentialBuilder};
 use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 use serde_json::Value;
 use tokio::sync::watch;
@@ -21,6 +24,9 @@ use crate::shutdown::Shutdown;
 pub(super) const TTL: Duration = Duration::from_secs(10);
 /// How often a taken id is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// Pauses while etcd cannot be asked.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// This process's entry. The entry is written; [`Self::run`] keeps it.
 pub struct Presence {
@@ -58,13 +64,31 @@ pub(super) async fn announce(
     kind: NodeKind,
     side: Side,
 ) -> Result<Presence, RegistryError> {
-    let deadline = Instant::now() + TTL + Duration::from_secs(2);
+    let mut pauses = ExponentialBuilder::new()
+        .with_min_delay(FIRST_PAUSE)
+        .with_max_delay(LONGEST_PAUSE)
+        .with_jitter()
+        .without_max_times()
+        .build();
+    // From when the id was first seen in use: etcd may have been away before.
+    let mut deadline = None;
     let lease = loop {
         match write_new(&registry, kind, &side).await {
             // Most likely an earlier self that was killed: its lease runs out.
-            Err(RegistryError::InUse { host, .. }) if Instant::now() < deadline => {
+            Err(RegistryError::InUse { host, .. })
+                if Instant::now()
+                    < *deadline.get_or_insert_with(|| Instant::now() + TTL + Duration::from_secs(2)) =>
+            {
                 info!(%kind, id = side.node_id, host, "the node id is still in use, waiting for its lease to run out");
                 tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            Err(error) if error.is_retryable() => {
+                let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
+                warn!(
+                    %kind, id = side.node_id, etcd = registry.addresses(), %error, seconds = pause.as_secs_f64(),
+                    "cannot register this process, trying again"
+                );
+                tokio::time::sleep(pause).await;
             }
             other => break other?,
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use etcd_client::{CompactionOptions, GetOptions};
 use node::registry::{Entry, NodeKind, NodeRecord, NodeState, Registry, RegistryError, Side};
 use node::shutdown::Shutdown;
+use node::tls::Security;
 use serde_json::json;
 use tidb::ts::{CommitTs, Tso};
 
@@ -197,6 +198,28 @@ async fn a_node_id_belongs_to_one_living_process() {
     registry.announce(NodeKind::Pump, Side::new("p", "h:2")).await.unwrap();
 }
 
+#[tokio::test]
+async fn an_etcd_that_comes_later_is_waited_for() {
+    // In etcd's place somebody who hangs up.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let urls = [format!("http://127.0.0.1:{port}")];
+    let client = node::etcd::connect(&urls, &Security::default()).await.unwrap();
+    let registry = Registry::new(client).at(&urls);
+    let announcing = {
+        let registry = registry.clone();
+        tokio::spawn(async move { registry.announce(NodeKind::Pump, Side::new("p", "h:1")).await })
+    };
+    for _ in 0..3 {
+        drop(soon("another attempt", listener.accept()).await.unwrap());
+    }
+    drop(listener);
+    let _etcd = Etcd::start_at(port).await;
+    let presence = soon("the entry", announcing).await.unwrap().unwrap();
+    assert!(registry.get(NodeKind::Pump, "p").await.unwrap().is_some_and(|entry| entry.is_alive(Tso::ZERO)));
+    drop(presence);
+}
+
 const TTL: Duration = Duration::from_secs(2);
 
 #[tokio::test]
@@ -223,6 +246,33 @@ async fn one_leads_at_a_time() {
     drop(second);
     let third = soon("the third leader", registry.campaign("drainer", "d3", TTL)).await.unwrap();
     assert!(third.is_held());
+}
+
+/// A leader that froze wakes with a heartbeat on its lips: its successor has retired its entry, and so it stays.
+#[tokio::test]
+async fn a_former_leader_cannot_rewrite_its_entry() {
+    let etcd = Etcd::start().await;
+    let registry = registry(&etcd).await;
+    let first = registry.campaign("drainer", "d1", TTL).await.unwrap();
+    let record = NodeRecord::new("d1", "h:1", NodeState::Online);
+    assert!(registry.put_leading(&first, NodeKind::Drainer, &record).await.unwrap());
+    let later = NodeRecord { max_commit_ts: CommitTs::new(7), ..record.clone() };
+    assert!(registry.put_leading(&first, NodeKind::Drainer, &later).await.unwrap());
+
+    // The lease runs out without the first one's knowledge.
+    let mut client = etcd.client().await;
+    let kv = client.get("/sluice/v1/leaders/drainer", None).await.unwrap().kvs()[0].clone();
+    client.lease_revoke(kv.lease()).await.unwrap();
+    let woken = registry.put_leading(&first, NodeKind::Drainer, &record).await.unwrap();
+    assert!(!woken, "nobody leads");
+    let second = registry.campaign("drainer", "d2", TTL).await.unwrap();
+    let retired = registry.set_state(NodeKind::Drainer, "d1", NodeState::Offline).await.unwrap();
+    assert!(!registry.put_leading(&first, NodeKind::Drainer, &record).await.unwrap());
+    let entry = registry.get(NodeKind::Drainer, "d1").await.unwrap().unwrap();
+    assert_eq!(entry.record, Some(retired.clone()));
+    assert_eq!((retired.state, retired.max_commit_ts), (NodeState::Offline, CommitTs::new(7)));
+    let successor = NodeRecord::new("d2", "h:2", NodeState::Online);
+    assert!(registry.put_leading(&second, NodeKind::Drainer, &successor).await.unwrap());
 }
 
 #[tokio::test]

@@ -167,10 +167,11 @@ impl<'a> Walk<'a> {
             Some(Body::Tick(_)) => self.report.ticks += 1,
             Some(Body::Layout(layout)) => self.layout = layout.clone(),
             Some(Body::Gap(gap)) => {
-                if gap.from < self.watermark || gap.to <= gap.from || gap.to > *watermark {
+                // It stands where it begins: before everything in its range, after everything before that.
+                if gap.from != *watermark || gap.to <= gap.from {
                     self.broken(format!(
-                        "{at}: gap ({}, {}] between {} and {watermark}",
-                        gap.from, gap.to, self.watermark
+                        "{at}: gap ({}, {}] in a record whose watermark is {watermark}",
+                        gap.from, gap.to
                     ));
                 }
                 self.report.gaps.push((gap.from, gap.to, gap.cause.clone()));

@@ -1,11 +1,13 @@
 //! The end-to-end tests, linked as one binary.
 
+mod away;
 mod bad_input;
 mod cast;
 mod compose;
 mod crash;
 mod demo;
 mod exports;
+mod gap;
 mod house;
 mod instruments;
 mod large;

@@ -19,7 +19,7 @@ use mysql_async::prelude::Queryable as _;
 use nix::sys::signal::Signal;
 use rdkafka::{
     Offset, TopicPartitionList,
-    admin::{AdminOptions, NewTopic, TopicReplication},
+    admin::{AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication},
     consumer::{BaseConsumer, Consumer as _},
 };
 use schemas::sluice::v1::{PartitionRange, commit_record::Body};
@@ -383,4 +383,70 @@ async fn trimming_behind_everyone_is_harmless() -> Result<()> {
     cast.apply_until(now).await?;
     cast.compare_with_end().await?;
     cast.finish().await
+}
+
+/// Sets a topic's cleanup policy; of the other settings those that the log needs.
+async fn clean_up_by(kafka: &Kafka, topic: &str, policy: &str) -> Result<()> {
+    let settings = AlterConfig::new(ResourceSpecifier::Topic(topic))
+        .set("cleanup.policy", policy)
+        .set("message.timestamp.type", "LogAppendTime");
+    for outcome in kafka.admin()?.alter_configs([&settings], &AdminOptions::new()).await? {
+        outcome.map_err(|(_, code)| anyhow::anyhow!("configure {topic}: {code}"))?;
+    }
+    Ok(())
+}
+
+/// Without the definitions rows could not be read, or would be read wrongly: there is no going on with fewer of them.
+#[tokio::test]
+async fn a_trimmed_emptied_or_recreated_schema_topic_stops_the_drainer() -> Result<()> {
+    let cast = with_a_stopped_consumer("schema-gone").await?;
+    let schema = format!("{}.schema", cast.site.topic());
+    let kafka = &cast.site.kafka;
+    let (_, end) = bounds(kafka, &schema, 0).await?;
+    // Kafka deletes nothing from a compacted topic unless it is made another one for a while.
+    clean_up_by(kafka, &schema, "delete").await?;
+    trim(kafka, &schema, 0, 3).await?;
+    clean_up_by(kafka, &schema, "compact").await?;
+    drainer_stops_saying(&cast, &[&schema, "records were deleted"]).await?;
+    clean_up_by(kafka, &schema, "delete").await?;
+    trim(kafka, &schema, 0, end).await?;
+    clean_up_by(kafka, &schema, "compact").await?;
+    drainer_stops_saying(&cast, &[&format!("topic {schema} holds 0 of the")]).await?;
+    recreate(kafka, &schema, 1).await?;
+    drainer_stops_saying(
+        &cast,
+        &[&format!("topic {schema} partition 0 ends at offset 0"), "deleted and created again"],
+    )
+    .await
+}
+
+/// An empty commit stream and an empty schema topic are no new feed where rows of an old one are.
+#[tokio::test]
+async fn a_feed_does_not_begin_over_the_rows_of_another() -> Result<()> {
+    let cast = with_a_stopped_consumer("second-beginning").await?;
+    let topic = cast.site.topic().to_owned();
+    let (_, end) = fullest(&cast).await?;
+    recreate(&cast.site.kafka, &format!("{topic}.commits"), 1).await?;
+    recreate(&cast.site.kafka, &format!("{topic}.schema"), 1).await?;
+    drainer_stops_saying(
+        &cast,
+        &[&format!("topic {topic} partition "), &format!("ends at offset {end}"), "another topic name"],
+    )
+    .await
+}
+
+/// A drainer that runs while all its topics vanish does not begin a feed of its own accord.
+#[tokio::test]
+async fn a_feed_that_vanishes_under_a_drainer_stops_it() -> Result<()> {
+    let mut cast = Cast::begin("vanished", "shop", Speed::Max).await?;
+    cast.verify_log().await?;
+    let topic = cast.site.topic().to_owned();
+    let (commits, schema) = (format!("{topic}.commits"), format!("{topic}.schema"));
+    for outcome in
+        cast.site.kafka.admin()?.delete_topics(&[&commits, &schema, &topic], &AdminOptions::new()).await?
+    {
+        outcome.map_err(|(topic, code)| anyhow::anyhow!("delete {topic}: {code}"))?;
+    }
+    let log = ends_badly(&mut cast.drainer.1).await?;
+    says(&log, &[&format!("is gone from the commit stream {commits}")])
 }

@@ -30,10 +30,18 @@ impl Etcd {
         panic!("etcd does not start");
     }
 
+    /// On a port that was chosen before, where somebody may be trying already.
+    pub(crate) async fn start_at(port: u16) -> Self {
+        Self::try_start_at(port, &[], "http").await.expect("etcd starts")
+    }
+
     /// `None` if it exits, as it does when somebody took one of its ports meanwhile.
     async fn try_start(arguments: &[String], scheme: &str) -> Option<Self> {
+        Self::try_start_at(free_port(), arguments, scheme).await
+    }
+
+    async fn try_start_at(port: u16, arguments: &[String], scheme: &str) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
-        let port = free_port();
         let (client, peer) =
             (format!("{scheme}://127.0.0.1:{port}"), format!("http://127.0.0.1:{}", free_port()));
         let process = Command::new("etcd")

@@ -1,6 +1,6 @@
 //! A sound log passes; each way of breaking it is found.
 
-use schemas::sluice::v1::{DdlEntry, PartitionEnd, Summary, Tick, TopicLayout};
+use schemas::sluice::v1::{DdlEntry, Gap, PartitionEnd, Summary, Tick, TopicLayout};
 
 use super::*;
 use crate::checker::Commit;
@@ -339,4 +339,21 @@ fn every_broken_promise_is_found() {
         }
     }
     assert!(unseen.is_empty(), "{unseen}");
+}
+
+#[test]
+fn a_gap_stands_where_it_begins() {
+    let with_gap = |before: u64, length: u64| {
+        let mut log = sound();
+        let tick = log.commits.iter_mut().find(|commit| matches!(commit.record.body, Some(Body::Tick(_))));
+        let record = &mut tick.unwrap().record;
+        let (from, cause) = (record.watermark - before, "lost".to_owned());
+        record.body = Some(Body::Gap(Gap { from, to: from + length, cause }));
+        verify(&log)
+    };
+    let report = with_gap(0, 5);
+    assert!(report.violations.is_empty() && report.gaps.len() == 1, "{report}");
+    for report in [with_gap(1, 5), with_gap(5, 5), with_gap(0, 0)] {
+        assert!(report.violations.iter().any(|violation| violation.contains("gap (")), "{report}");
+    }
 }
