@@ -19,4 +19,4 @@ copies=$(find "${CARGO_HOME:-$HOME/.cargo}/advisory-dbs" -maxdepth 2 -name .git 
   fi
   echo '!!!'
 } >&2
-[ -z "$copies" ] || cargo deny --log-level error check --disable-fetch --hide-inclusion-graph advisories
+[ -z "$copies" ] || cargo deny --offline --log-level error check --hide-inclusion-graph advisories

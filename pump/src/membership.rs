@@ -51,6 +51,8 @@ use crate::writer::{Refusal, Write, WriteHandle};
 
 /// Pause before drainers that did not answer are notified again.
 const NOTIFY_AGAIN: Duration = Duration::from_millis(500);
+/// Pause before a start asks a registry again that did not answer.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// One Notify; the drainer reads the list from etcd before it answers.
 const NOTIFY: Duration = Duration::from_secs(3);
@@ -405,8 +407,12 @@ pub async fn refuse_lost_store(registry: &Registry, node_id: &str, data_dir: &Pa
         match registry.get(NodeKind::Pump, node_id).await {
             Ok(entry) => break entry,
             Err(error) if error.is_retryable() => {
-                warn!(%error, "the registry cannot be asked whether this new pump is new, trying again");
-                tokio::time::sleep(NOTIFY_AGAIN).await;
+                warn!(
+                    etcd = registry.addresses(),
+                    %error,
+                    "cannot register this pump before the registry has said whether it is new, trying again"
+                );
+                tokio::time::sleep(ASK_AGAIN).await;
             }
             Err(error) => return Err(error.into()),
         }

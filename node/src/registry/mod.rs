@@ -159,7 +159,8 @@ impl Registry {
         Self { addresses: urls.join(",").into(), ..self }
     }
 
-    fn addresses(&self) -> &str {
+    /// The addresses that the client connects to, for messages; empty if nobody told.
+    pub fn addresses(&self) -> &str {
         &self.addresses
     }
 

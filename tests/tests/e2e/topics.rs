@@ -153,12 +153,12 @@ async fn recreate(kafka: &Kafka, topic: &str, partitions: i32) -> Result<()> {
     .await
 }
 
-/// The partition of the row topic that holds most records, and its end.
+/// The partition of the row topic that holds most records, the last of them, and its end.
 async fn fullest(cast: &Cast) -> Result<(i32, i64)> {
     let mut fullest = (0, 0);
     for partition in 0..PARTITIONS {
         let (_, end) = bounds(&cast.site.kafka, cast.site.topic(), partition).await?;
-        if end > fullest.1 {
+        if end >= fullest.1 {
             fullest = (partition, end);
         }
     }
@@ -292,7 +292,7 @@ async fn a_deleted_schema_topic_stops_drainer_and_consumer() -> Result<()> {
     site.consumer_stops_saying(&format!("topic {schema} does not exist (any more), or has no partition 0"))
         .await?;
     site.drainer_stops_saying(&format!(
-        "topic {schema} is gone, though the feed has begun: its records are lost"
+        "topic {schema} is gone, though the feed has begun: the definitions of its tables are lost"
     ))
     .await
 }
@@ -337,8 +337,9 @@ async fn a_commit_stream_deleted_under_running_processes_stops_them() -> Result<
     let sentence = format!("topic {commits} does not exist (any more), or has no partition 0");
     stops_saying(&mut apply, &sentence).await?;
     stops_saying(&mut export, &sentence).await?;
-    let sentence =
-        format!("the commit stream {commits} is empty, but the schema topic {topic}.schema is not");
+    let sentence = format!(
+        "which this process wrote, is gone from the commit stream {commits}: its topics were deleted while it ran"
+    );
     stops_saying(&mut cast.drainer.1, &sentence).await
 }
 

@@ -195,6 +195,25 @@ impl Table {
         })
     }
 
+    /// True if another row, without a key, differs from this one in the column that is being dropped, or in nothing.
+    pub(crate) fn has_twin(&self, row: usize) -> bool {
+        let going = match &self.flight {
+            Some(Flight::Drop { column, .. }) => column.logical,
+            Some(Flight::Several { parts: Parts { dropped: Some(column), .. }, .. }) => column.logical,
+            _ => return false,
+        };
+        let rest = |row: &Row| -> BTreeMap<u64, Option<i64>> {
+            row.values
+                .iter()
+                .filter(|(logical, _)| **logical != going)
+                .map(|(at, value)| (*at, *value))
+                .collect()
+        };
+        let Some(values) = self.rows.get(row).map(rest) else { return false };
+        !self.keyed
+            && self.rows.iter().enumerate().any(|(other, row_of)| other != row && rest(row_of) == values)
+    }
+
     /// The column and its values are gone.
     pub(crate) fn forget(&mut self, column: &Column) {
         self.columns.retain(|other| other.id != column.id);
