@@ -195,23 +195,23 @@ impl Table {
         })
     }
 
-    /// True if another row, without a key, differs from this one in the column that is being dropped, or in nothing.
+    /// True if another row, without a key, differs from this one at most in columns that are dropped or swapped: there comes
+    /// a state in which TiDB's images of the two are the same.
     pub(crate) fn has_twin(&self, row: usize) -> bool {
-        let going = match &self.flight {
-            Some(Flight::Drop { column, .. }) => column.logical,
-            Some(Flight::Several { parts: Parts { dropped: Some(column), .. }, .. }) => column.logical,
+        let going: Vec<u64> = match &self.flight {
+            Some(Flight::Drop { column, .. }) => vec![column.logical],
+            Some(Flight::Several { parts, .. }) => {
+                let changed = parts.changed.iter().map(|(column, ..)| column.logical);
+                changed.chain(parts.dropped.iter().map(|column| column.logical)).collect()
+            }
             _ => return false,
         };
         let rest = |row: &Row| -> BTreeMap<u64, Option<i64>> {
-            row.values
-                .iter()
-                .filter(|(logical, _)| **logical != going)
-                .map(|(at, value)| (*at, *value))
-                .collect()
+            let stays = row.values.iter().filter(|(logical, _)| !going.contains(logical));
+            stays.map(|(logical, value)| (*logical, *value)).collect()
         };
         let Some(values) = self.rows.get(row).map(rest) else { return false };
-        !self.keyed
-            && self.rows.iter().enumerate().any(|(other, row_of)| other != row && rest(row_of) == values)
+        !self.keyed && self.rows.iter().enumerate().any(|(at, other)| at != row && rest(other) == values)
     }
 
     /// The column and its values are gone.

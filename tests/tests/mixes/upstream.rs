@@ -467,7 +467,7 @@ impl Upstream {
                     table.flight,
                     Some(Flight::Several { parts: Parts { changed: Some(_), .. }, stage: LAST })
                 );
-            // Nor can anybody tell apart, without a key, rows that only the column that goes told apart: docs/fidelity.md.
+            // Nor can anybody tell apart rows without a key once their images are the same: docs/fidelity.md.
             let unsure = behind_swap || table.has_twin(row);
             let what = match (step.what % 5, table.rows.is_empty() || unsure) {
                 (0 | 1, _) | (_, true) => {
