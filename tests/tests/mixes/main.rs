@@ -1,7 +1,8 @@
 //! Generated mixes of DDL and DML, encoded as TiDB encodes them, through the drainer's cores and the consumers' reading,
 //! into a naive database that knows tables and columns by name only. It equals the upstream after every schema change.
 //!
-//! `SLUICE_MIXES=2000` runs that many instead of the few that fit every test run.
+//! Every test run has the same mixes. `SLUICE_MIXES=20000` runs that many others, new ones each time; about one in fifty
+//! thousand of those finds rows without a key that nobody can tell apart (docs/fidelity.md).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -17,17 +18,22 @@ mod upstream;
 
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use crate::downstream::Downstream;
 use crate::pipeline::Pipeline;
 use crate::upstream::{Event, Step, Upstream};
 
 /// Mixes of an ordinary run.
-const MIXES: u32 = 96;
+const MIXES: u32 = 1000;
 
-fn mixes() -> u32 {
-    std::env::var("SLUICE_MIXES").ok().and_then(|text| text.parse().ok()).unwrap_or(MIXES)
+fn runner() -> TestRunner {
+    let others = std::env::var("SLUICE_MIXES").ok().and_then(|text| text.parse().ok());
+    let config = Config { cases: others.unwrap_or(MIXES), failure_persistence: None, ..Config::default() };
+    match others {
+        Some(_) => TestRunner::new(config),
+        None => TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha)),
+    }
 }
 
 fn run(steps: &[Step]) -> Result<(), TestCaseError> {
@@ -72,9 +78,8 @@ fn run(steps: &[Step]) -> Result<(), TestCaseError> {
 
 #[test]
 fn the_downstream_equals_the_upstream_after_every_schema_change() {
-    let config = Config { cases: mixes(), failure_persistence: None, ..Config::default() };
     let steps = proptest::collection::vec(Step::any(), 1..60);
-    TestRunner::new(config).run(&steps, |steps| run(&steps)).unwrap();
+    runner().run(&steps, |steps| run(&steps)).unwrap();
 }
 
 /// The generator does what it is for: every kind of step happens, and rows are written at every stage of a schema change.

@@ -461,11 +461,12 @@ impl Upstream {
             });
             let mutation = &mut mutations[place].1;
             let row = usize::from(step.row) % table.rows.len().max(1);
-            // A TiDB that has not seen a column swapped does not find what others wrote into it since.
+            // A TiDB that has not seen a column swapped does not find what others wrote into it since; and a write that does
+            // not carry a coming column at all is not seen by what is held for the row (docs/fidelity.md).
             let behind_swap = lagging
                 && matches!(
                     table.flight,
-                    Some(Flight::Several { parts: Parts { changed: Some(_), .. }, stage: LAST })
+                    Some(Flight::Several { parts: Parts { changed: Some(_), .. }, .. })
                 );
             // Nor can anybody tell apart rows without a key once their images are the same: docs/fidelity.md.
             let unsure = behind_swap || table.has_twin(row);
