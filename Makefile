@@ -16,7 +16,7 @@ help:
 	@echo 'make demo [CORPUS=shop] [KEEP=1]   the whole path on a recording: TiDB binlog, pumps, Kafka, MariaDB and files'
 	@echo 'make test                          every test; starts Kafka, etcd and MariaDB by itself'
 	@echo 'make lint                          format, clippy, licences'
-	@echo 'make fuzz [FOR=60]                  every decoder for so many seconds each; needs nightly Rust and cargo-fuzz'
+	@echo 'make fuzz [FOR=60]                  every decoder for so many seconds each'
 	@echo 'make bench [ARGS=...]              the disk, then a pump: ingest and pull (sluice-bench suite --help)'
 	@echo 'make build                         the binaries, into $(CARGO_TARGET_DIR)/debug'
 	@echo 'make setup                         what the above need, if it is not there'
@@ -45,8 +45,8 @@ lint: setup-test
 	@cargo clippy --workspace --all-targets --quiet -- -D warnings
 	@scripts/deny.sh
 
-# Mutated inputs also run in `make test`, with the stable compiler.
-fuzz:
+# Mutated inputs also run in `make test`.
+fuzz: setup
 	@fuzz/run.sh $(or $(FOR),60)
 
 # Comparable only within one run on a quiet machine.
