@@ -119,6 +119,11 @@ pub struct Ddl {
     pub after_position: Option<Position>,
 }
 
+/// True if the entry says what a sequence has handed out: a statement alone, for which TiDB has no job.
+pub fn is_sequence_value(entry: &DdlEntry) -> bool {
+    entry.statement.trim_start().get(..14).is_some_and(|head| head.eq_ignore_ascii_case("select setval("))
+}
+
 /// One step of the log.
 #[derive(Debug)]
 pub enum Event {
@@ -139,4 +144,19 @@ pub enum Event {
     },
     /// The timestamp at which to end is reached: the last event.
     Reached(Position),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sequence_s_value_is_told_by_its_beginning() {
+        let is = |statement: &str| {
+            is_sequence_value(&DdlEntry { statement: statement.into(), ..Default::default() })
+        };
+        assert!(is("SELECT SETVAL(`d`.`s`, 5);") && is("  select setval(`s`,1)"));
+        // A statement too long for the entry is empty there: that is a job's.
+        assert!(!is("") && !is("select") && !is("SELECT 1") && !is("CREATE TABLE t(a int)"));
+    }
 }

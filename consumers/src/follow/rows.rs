@@ -10,7 +10,7 @@ use tracing::warn;
 use super::{FollowError, Follower, REPORT, Stop};
 use crate::align::{AlignError, AlignedTxn, Taken};
 use crate::claims::ClaimError;
-use crate::event::{Ddl, Event, Rows};
+use crate::event::{Ddl, Event, Rows, is_sequence_value};
 use crate::kafka::{Polled, ReadError, Record};
 use crate::metrics;
 use crate::position::Position;
@@ -168,10 +168,9 @@ impl Follower {
             versions.iter().map(|v| self.table(v.table_id, v.version, txn.seq)).collect()
         };
         let (before, after) = (tables(&entry.before)?, tables(&entry.after)?);
-        // The record is written with the entry; only a sequence's setval, which is no job, has none.
+        // The record is written with the entry; only a sequence's value has none.
         let job_id = entry.job_id;
-        let is_job = entry.statement.get(..7).is_none_or(|verb| !verb.eq_ignore_ascii_case("select "));
-        let record = self.wait_for(|schema| schema.ddl(job_id).cloned(), is_job)?;
+        let record = self.wait_for(|schema| schema.ddl(job_id).cloned(), !is_sequence_value(&entry))?;
         if entry.statement.is_empty() {
             let missing = FollowError::NoStatement {
                 job_id: entry.job_id,

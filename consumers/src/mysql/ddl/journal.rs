@@ -76,7 +76,9 @@ pub(crate) async fn run(
         intend(session, meta, owner, ddl, from, &steps, number).await?;
         let done = execute(session, ddl, step, config).await;
         if matches!(done, Err(DdlError::Stopped { .. })) {
-            refused(session, meta, owner, ddl, from, &steps, number).await?;
+            // It did not happen: the target would not have it.
+            let note = Note { ddl, steps: &steps, step: number, state: "refused", before_step: "" };
+            write_down(session, meta, owner, (from, from), &note).await?;
         }
         done?;
     }
@@ -276,45 +278,40 @@ pub(crate) async fn intend(
     number: usize,
 ) -> Result<(), DdlError> {
     let before_step = looks(session, ddl).await?;
-    session.conn.query_drop("BEGIN").await?;
-    if !meta.advance(&mut session.conn, from, from, owner).await? {
-        session.conn.query_drop("ROLLBACK").await?;
-        return Err(DdlError::Fenced);
-    }
-    write_entry(session, meta, ddl, steps, number, "intent", &before_step).await?;
-    session.conn.query_drop("COMMIT").await?;
-    Ok(())
+    let note = Note { ddl, steps, step: number, state: "intent", before_step: &before_step };
+    write_down(session, meta, owner, (from, from), &note).await
 }
 
-/// Writes down that the step did not happen: the target would not have it.
-async fn refused(
+/// What the journal is to say of a schema change.
+struct Note<'a> {
+    ddl: &'a Ddl,
+    steps: &'a [Step],
+    /// The step that is next, or has been done.
+    step: usize,
+    state: &'a str,
+    before_step: &'a str,
+}
+
+/// Replaces the entry and moves the position, in one transaction and under the lease.
+async fn write_down(
     session: &mut Session,
     meta: &Meta,
     owner: OwnerEpoch,
-    ddl: &Ddl,
-    from: &Position,
-    steps: &[Step],
-    number: usize,
+    (from, to): (&Position, &Position),
+    note: &Note<'_>,
 ) -> Result<(), DdlError> {
     session.conn.query_drop("BEGIN").await?;
-    if !meta.advance(&mut session.conn, from, from, owner).await? {
+    if !meta.advance(&mut session.conn, from, to, owner).await? {
         session.conn.query_drop("ROLLBACK").await?;
         return Err(DdlError::Fenced);
     }
-    write_entry(session, meta, ddl, steps, number, "refused", "").await?;
+    write_entry(session, meta, note).await?;
     session.conn.query_drop("COMMIT").await?;
     Ok(())
 }
 
-async fn write_entry(
-    session: &mut Session,
-    meta: &Meta,
-    ddl: &Ddl,
-    steps: &[Step],
-    number: usize,
-    state: &str,
-    before_step: &str,
-) -> Result<(), Error> {
+async fn write_entry(session: &mut Session, meta: &Meta, note: &Note<'_>) -> Result<(), Error> {
+    let Note { ddl, steps, step, state, before_step } = note;
     let statements: Vec<&str> = steps.iter().map(|step| step.statement.as_str()).collect();
     let connection_id = session.conn.id();
     session
@@ -331,10 +328,10 @@ async fn write_entry(
                 "job_id" => ddl.entry.job_id,
                 "commit_ts" => ddl.commit_ts.get(),
                 "statements" => serde_json::Value::from(statements).to_string(),
-                "step" => number as u64,
-                state,
+                "step" => *step as u64,
+                "state" => *state,
                 connection_id,
-                before_step,
+                "before_step" => *before_step,
             },
         )
         .await
@@ -407,14 +404,8 @@ async fn finish(
     from: &Position,
     steps: &[Step],
 ) -> Result<(), DdlError> {
-    session.conn.query_drop("BEGIN").await?;
     // Rows with the same seq may follow; the position moves with them.
     let to = ddl.after_position.as_ref().unwrap_or(from);
-    if !meta.advance(&mut session.conn, from, to, owner).await? {
-        session.conn.query_drop("ROLLBACK").await?;
-        return Err(DdlError::Fenced);
-    }
-    write_entry(session, meta, ddl, steps, steps.len(), "done", "").await?;
-    session.conn.query_drop("COMMIT").await?;
-    Ok(())
+    let note = Note { ddl, steps, step: steps.len(), state: "done", before_step: "" };
+    write_down(session, meta, owner, (from, to), &note).await
 }

@@ -13,7 +13,7 @@ use super::create::{Impossible, create_table, create_view};
 use super::statement::Statement;
 use super::verbatim;
 use super::zone::Zone;
-use crate::event::Ddl;
+use crate::event::{Ddl, is_sequence_value};
 use crate::mysql::charset;
 use crate::mysql::config::{DdlConfig, RecoverPolicy};
 use crate::mysql::literal::{quoted, table_name};
@@ -64,7 +64,7 @@ const NO_EFFECT: &str = "it has no effect on rows or their shape";
 pub fn plan(ddl: &Ddl, target: &Target, config: &DdlConfig) -> Plan {
     let planned = Statement::of(ddl).and_then(|statement| {
         let context = Context { ddl, target, config, statement: &statement };
-        if is_setval(&ddl.entry.statement) {
+        if is_sequence_value(&ddl.entry) {
             context.setval()
         } else if target.is_tidb() {
             context.as_it_stands()
@@ -76,11 +76,6 @@ pub fn plan(ddl: &Ddl, target: &Target, config: &DdlConfig) -> Plan {
         Ok(plan) => plan,
         Err(Impossible(reason)) => Plan::Unsupported(reason),
     }
-}
-
-/// Sequences report what they gave out as a statement of their own.
-fn is_setval(statement: &str) -> bool {
-    statement.trim_start().get(..14).is_some_and(|head| head.eq_ignore_ascii_case("select setval("))
 }
 
 struct Context<'a> {
