@@ -59,6 +59,38 @@ fn claim(length: u32) -> Call {
     sends(head(length))
 }
 
+/// Keeps one request more under way than there are `places`, none of which says anything, until one is refused for want of
+/// a place. That answer is handed back, and those that hold the places. Nobody else asks meanwhile, who might take a place
+/// from them.
+async fn crowd(
+    at: std::net::SocketAddr,
+    places: usize,
+    paths: &[&'static str],
+    refusal: &str,
+) -> (tonic::Status, tokio::task::JoinSet<tonic::Status>) {
+    let mut paths = paths.iter().cycle();
+    let mut silent = tokio::task::JoinSet::new();
+    let refused = site::soon("there is no place left", async {
+        loop {
+            while silent.len() <= places {
+                let mut channel = channel(at);
+                let mut request = call(tonic::body::Body::new(Stalled(None)));
+                *request.uri_mut() = paths.next().unwrap().parse().unwrap();
+                silent.spawn(async move {
+                    let response = channel.ready().await.unwrap().call(request).await.unwrap();
+                    tonic::Status::from_header_map(response.headers()).unwrap()
+                });
+            }
+            let answered = silent.join_next().await.unwrap().unwrap();
+            if answered.message().contains(refusal) {
+                break answered;
+            }
+        }
+    })
+    .await;
+    (refused, silent)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_claim_above_the_limit_is_refused_before_it_is_sent() {
     let site = Site::start().await;
@@ -278,28 +310,13 @@ async fn silent_calls_are_bounded() {
     let calls = pump::service::calls_within(64 << 10);
     let pump = site.launch(config).await;
     pump.online().await;
-    let mut silent = tokio::task::JoinSet::new();
-    for _ in 0..calls {
-        let mut channel = channel(pump.at.addr);
-        let request = call(tonic::body::Body::new(Stalled(None)));
-        silent.spawn(async move { channel.ready().await.unwrap().call(request).await });
+    let (refused, silent) = crowd(pump.at.addr, calls, &["/binlog.Pump/WriteBinlog"], "too many calls").await;
+    assert_eq!(refused.code(), Code::Aborted, "{refused}");
+    for status in site::soon("they are given up", silent.join_all()).await {
+        assert_eq!(status.code(), Code::Aborted, "{status}");
+        assert!(!status.message().contains("too many calls"), "{status}");
     }
-    let mut tidb = pump.tidb();
-    let refused = site::soon("a call is aborted", async {
-        loop {
-            if let Err(status) = tidb.probe().await {
-                break status;
-            }
-        }
-    })
-    .await;
-    assert_eq!(refused.code(), Code::Aborted);
-    assert!(refused.message().contains("too many calls"), "{}", refused.message());
-    for response in site::soon("they are given up", silent.join_all()).await {
-        let status = tonic::Status::from_header_map(response.unwrap().headers()).unwrap();
-        assert_eq!(status.code(), Code::Aborted);
-    }
-    tidb.probe().await.unwrap();
+    pump.tidb().probe().await.unwrap();
     pump.stop().await.unwrap();
 }
 
@@ -328,21 +345,10 @@ async fn silent_pulls_are_bounded_and_given_up() {
     config.max_pull_streams = 2;
     let pump = site.launch(config).await;
     pump.online().await;
-    let mut silent = tokio::task::JoinSet::new();
-    for path in ["/sluice.pump.v1.Drain/Pull", "/binlog.Pump/PullBinlogs"] {
-        let mut channel = channel(pump.at.addr);
-        let mut request = call(tonic::body::Body::new(Stalled(None)));
-        *request.uri_mut() = path.parse().unwrap();
-        silent.spawn(async move { channel.ready().await.unwrap().call(request).await.unwrap() });
-    }
-    site::until("there is no place left", || async {
-        Drainer::open(pump.at.addr, Tso::ZERO)
-            .await
-            .is_err_and(|refused| refused.message().contains("max-pull-streams"))
-    })
-    .await;
-    for response in site::soon("they are given up", silent.join_all()).await {
-        let status = tonic::Status::from_header_map(response.headers()).unwrap();
+    let paths = ["/sluice.pump.v1.Drain/Pull", "/binlog.Pump/PullBinlogs"];
+    let (refused, silent) = crowd(pump.at.addr, 2, &paths, "max-pull-streams").await;
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    for status in site::soon("they are given up", silent.join_all()).await {
         assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
     }
     let mut drainer = Drainer::open(pump.at.addr, Tso::ZERO).await.unwrap();
