@@ -161,7 +161,7 @@ async fn the_process_says_where_it_is_and_what_it_did() {
     let kill = Command::new("kill").arg(child.id().to_string()).status().unwrap();
     assert!(kill.success());
     let status = tokio::task::spawn_blocking(move || child.wait().unwrap());
-    let status = tokio::time::timeout(Duration::from_secs(20), status).await.unwrap().unwrap();
+    let status = tokio::time::timeout(Duration::from_secs(120), status).await.unwrap().unwrap();
     assert!(status.success(), "{status}");
 }
 

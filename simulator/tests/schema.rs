@@ -257,7 +257,7 @@ async fn the_status_port_is_found_in_etcd_and_answers_as_tidb() {
         }
         history("").await
     };
-    let all = tokio::time::timeout(Duration::from_secs(20), all).await.expect("late jobs arrive");
+    let all = tokio::time::timeout(Duration::from_secs(120), all).await.expect("late jobs arrive");
     assert_eq!(all.len(), script.jobs().len());
     assert!(all.is_sorted_by(|a, b| a > b));
     assert_eq!(history("?limit=3").await, all[..3]);

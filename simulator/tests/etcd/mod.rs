@@ -42,7 +42,7 @@ impl Etcd {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(30), ready).await.expect("etcd answers");
+        tokio::time::timeout(Duration::from_secs(120), ready).await.expect("etcd answers");
         etcd
     }
 }
