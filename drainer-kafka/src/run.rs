@@ -42,11 +42,11 @@ const LOG_LABEL: &str = "sluice-log";
 pub async fn run(config: Config, telemetry: Telemetry, shutdown: Shutdown) -> anyhow::Result<()> {
     crate::metrics::describe();
     let data_dir = Arc::new(DataDir::open(&config.data_dir)?);
-    let listener = Listener::tcp(&config.listen_addr())
-        .await
-        .with_context(|| format!("addr: cannot listen on {}", config.listen_addr()))?;
+    let listen = config.addresses().listen();
+    let listener =
+        Listener::tcp(&listen).await.with_context(|| format!("addr: cannot listen on {listen}"))?;
     let listening = listener.local_addr().context("addr")?;
-    let address = config.registered_addr(listening);
+    let address = config.addresses().registered(listening);
     let flag = (!config.node_id.is_empty()).then_some(config.node_id.as_str());
     let node_id = data_dir.node_id(flag, listening.port())?;
     let status = Status::default();

@@ -4,14 +4,15 @@
 //! tune the original's own storage engine are accepted, so that its files work; [`Config::ignored`] names those set.
 
 use std::ffi::OsString;
-use std::net::UdpSocket;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::Parser;
 use node::admin::AdminConfig;
-use node::config::{ConfigError, HumanDuration, Invalid, Validate, overlay};
+use node::config::{
+    Addresses, ConfigError, HumanDuration, Invalid, Validate, listed, overlay, validate_pd_urls,
+};
 use node::telemetry::{LogConfig, LogFormat};
 use node::tls::Security;
 use serde::{Deserialize, Serialize};
@@ -213,21 +214,12 @@ impl Default for KvConfig {
 impl Config {
     /// PD's client URLs one by one.
     pub fn pd_urls(&self) -> Vec<String> {
-        self.pd_urls.split(',').map(|url| url.trim().to_owned()).filter(|url| !url.is_empty()).collect()
+        listed(&self.pd_urls)
     }
 
-    /// `addr` without a scheme, or the default.
-    pub fn listen_addr(&self) -> String {
-        if self.addr.is_empty() { default_addr() } else { without_scheme(&self.addr).to_owned() }
-    }
-
-    /// What is registered, given the port that is really listened on.
-    pub fn registered_addr(&self, listening: std::net::SocketAddr) -> String {
-        if !self.advertise_addr.is_empty() {
-            return without_scheme(&self.advertise_addr).to_owned();
-        }
-        let host = self.listen_addr().rsplit_once(':').map(|(host, _)| host.to_owned()).unwrap_or_default();
-        format!("{host}:{}", listening.port())
+    /// Where to listen and what to register.
+    pub fn addresses(&self) -> Addresses<'_> {
+        Addresses { addr: &self.addr, advertise_addr: &self.advertise_addr, default_port: 8250 }
     }
 
     /// How to log.
@@ -268,24 +260,8 @@ impl Config {
 
 impl Validate for Config {
     fn validate(&self) -> Result<(), Invalid> {
-        host_port("addr", &self.listen_addr())?;
-        let advertised =
-            if self.advertise_addr.is_empty() { self.listen_addr() } else { self.advertise_addr.clone() };
-        let host = host_port("advertise-addr", without_scheme(&advertised))?;
-        if host.is_empty() || host == "0.0.0.0" || host == "[::]" {
-            let reason = format!(
-                "`{advertised}` cannot be dialled by others; set a host name or address of this machine"
-            );
-            return Err(Invalid::new("advertise-addr", reason));
-        }
-        if self.pd_urls().is_empty() {
-            return Err(Invalid::new("pd-urls", "is empty; give PD's client URLs, as http://host:2379"));
-        }
-        for url in self.pd_urls() {
-            if !url.starts_with("http://") && !url.starts_with("https://") {
-                return Err(Invalid::new("pd-urls", format!("`{url}` needs a scheme: http:// or https://")));
-            }
-        }
+        self.addresses().validate("others")?;
+        validate_pd_urls(&self.pd_urls)?;
         if self.node_id.contains('/') {
             let reason = format!("`{}` contains a slash, which breaks TiDB's listing of pumps", self.node_id);
             return Err(Invalid::new("node-id", reason));
@@ -334,29 +310,6 @@ impl Validate for Config {
         }
         self.security.validate()?;
         self.admin.validate()
-    }
-}
-
-fn host_port<'a>(field: &str, address: &'a str) -> Result<&'a str, Invalid> {
-    match address.rsplit_once(':') {
-        Some((host, port)) if port.parse::<u16>().is_ok() => Ok(host),
-        _ => Err(Invalid::new(field, format!("`{address}` is not host:port"))),
-    }
-}
-
-fn without_scheme(address: &str) -> &str {
-    address.split_once("://").map_or(address, |(_, rest)| rest).trim_end_matches('/')
-}
-
-/// The address this machine would send from (nothing is sent), or loopback.
-fn default_addr() -> String {
-    let routed = UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
-        socket.connect("192.0.2.1:9")?;
-        socket.local_addr()
-    });
-    match routed {
-        Ok(address) if !address.ip().is_unspecified() => format!("{}:8250", address.ip()),
-        _ => "127.0.0.1:8250".to_owned(),
     }
 }
 

@@ -167,11 +167,11 @@ async fn start(
     let now = clock.start(recovered.newest).await?;
 
     // Only now: whoever connects is answered at once. TiDB would wait for the whole of its write-timeout.
-    let listener = Listener::tcp(&config.listen_addr()).await.context("addr")?;
+    let listener = Listener::tcp(&config.addresses().listen()).await.context("addr")?;
     let addr = listener.local_addr().ok_or_else(|| anyhow!("the listener has no address"))?;
     let flag = (!config.node_id.is_empty()).then_some(config.node_id.as_str());
     let node_id = data_dir.node_id(flag, addr.port())?;
-    let host = config.registered_addr(addr);
+    let host = config.addresses().registered(addr);
     if recovered.empty {
         membership::refuse_lost_store(&registry, &node_id, data_dir.path()).await?;
     }

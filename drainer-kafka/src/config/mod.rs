@@ -9,11 +9,10 @@
 
 mod flags;
 
-use std::net::UdpSocket;
 use std::path::PathBuf;
 
 use node::admin::AdminConfig;
-use node::config::{ByteSize, HumanDuration, Invalid, Validate};
+use node::config::{Addresses, ByteSize, HumanDuration, Invalid, Validate, listed, validate_pd_urls};
 use node::kafka::KafkaConfig;
 use node::telemetry::{LogConfig, LogFormat};
 use node::tls::Security;
@@ -201,7 +200,7 @@ impl SyncerConfig {
     /// # Errors
     /// A pattern is not a valid regular expression; the error names the key.
     pub fn filter(&self) -> Result<Filter, Invalid> {
-        let ignore_schemas = list(&self.ignore_schemas);
+        let ignore_schemas = listed(&self.ignore_schemas);
         Filter::new(FilterRules {
             do_dbs: self.replicate_do_db.clone(),
             do_tables: self.replicate_do_table.clone(),
@@ -212,26 +211,22 @@ impl SyncerConfig {
     }
 }
 
-fn list(text: &str) -> Vec<String> {
-    text.split(',').map(|item| item.trim().to_owned()).filter(|item| !item.is_empty()).collect()
-}
-
 impl Config {
     /// PD's client URLs one by one.
     pub fn pd_urls(&self) -> Vec<String> {
-        list(&self.pd_urls)
+        listed(&self.pd_urls)
     }
 
     /// TiDB status ports one by one; empty: those that PD knows.
     pub fn tidb_status(&self) -> Vec<String> {
-        list(&self.tidb_status)
+        listed(&self.tidb_status)
     }
 
     /// The `[kafka]` section with the brokers of `[syncer.to]`, whichever was set.
     pub fn kafka(&self) -> KafkaConfig {
         let mut kafka = self.kafka.clone();
         if !self.syncer.to.kafka_addrs.is_empty() {
-            kafka.brokers = list(&self.syncer.to.kafka_addrs);
+            kafka.brokers = listed(&self.syncer.to.kafka_addrs);
         }
         if kafka.brokers.is_empty() {
             kafka.brokers = vec!["127.0.0.1:9092".to_owned()];
@@ -247,18 +242,9 @@ impl Config {
         }
     }
 
-    /// `addr` without a scheme, or the default.
-    pub fn listen_addr(&self) -> String {
-        if self.addr.is_empty() { default_addr() } else { without_scheme(&self.addr).to_owned() }
-    }
-
-    /// What is registered, given the port that is really listened on.
-    pub fn registered_addr(&self, listening: std::net::SocketAddr) -> String {
-        if !self.advertise_addr.is_empty() {
-            return without_scheme(&self.advertise_addr).to_owned();
-        }
-        let host = self.listen_addr().rsplit_once(':').map(|(host, _)| host.to_owned()).unwrap_or_default();
-        format!("{host}:{}", listening.port())
+    /// Where to listen and what to register.
+    pub fn addresses(&self) -> Addresses<'_> {
+        Addresses { addr: &self.addr, advertise_addr: &self.advertise_addr, default_port: 8249 }
     }
 
     /// How to log.
@@ -279,24 +265,8 @@ impl From<LargeRowPolicy> for LargeRow {
 
 impl Validate for Config {
     fn validate(&self) -> Result<(), Invalid> {
-        host_port("addr", &self.listen_addr())?;
-        let advertised =
-            if self.advertise_addr.is_empty() { self.listen_addr() } else { self.advertise_addr.clone() };
-        let host = host_port("advertise-addr", without_scheme(&advertised))?;
-        if host.is_empty() || host == "0.0.0.0" || host == "[::]" {
-            let reason = format!(
-                "`{advertised}` cannot be dialled by pumps; set a host name or address of this machine"
-            );
-            return Err(Invalid::new("advertise-addr", reason));
-        }
-        if self.pd_urls().is_empty() {
-            return Err(Invalid::new("pd-urls", "is empty; give PD's client URLs, as http://host:2379"));
-        }
-        if let Some(url) =
-            self.pd_urls().iter().find(|u| !u.starts_with("http://") && !u.starts_with("https://"))
-        {
-            return Err(Invalid::new("pd-urls", format!("`{url}` needs a scheme: http:// or https://")));
-        }
+        self.addresses().validate("pumps")?;
+        validate_pd_urls(&self.pd_urls)?;
         if self.node_id.contains('/') {
             let reason = format!("`{}` contains a slash, which breaks the listing of drainers", self.node_id);
             return Err(Invalid::new("node-id", reason));
@@ -315,7 +285,7 @@ impl Validate for Config {
         self.validate_topic()?;
         if !self.syncer.to.kafka_addrs.is_empty()
             && !self.kafka.brokers.is_empty()
-            && list(&self.syncer.to.kafka_addrs) != self.kafka.brokers
+            && listed(&self.syncer.to.kafka_addrs) != self.kafka.brokers
         {
             return Err(Invalid::new("syncer.to.kafka-addrs", "differs from kafka.brokers; set one of them"));
         }
@@ -394,28 +364,5 @@ impl Config {
             return Err(Invalid::new("output.max-kafka-transaction", "must be 64KiB to 4GiB"));
         }
         Ok(())
-    }
-}
-
-fn host_port<'a>(field: &str, address: &'a str) -> Result<&'a str, Invalid> {
-    match address.rsplit_once(':') {
-        Some((host, port)) if port.parse::<u16>().is_ok() => Ok(host),
-        _ => Err(Invalid::new(field, format!("`{address}` is not host:port"))),
-    }
-}
-
-fn without_scheme(address: &str) -> &str {
-    address.split_once("://").map_or(address, |(_, rest)| rest).trim_end_matches('/')
-}
-
-/// The address this machine would send from (nothing is sent), or loopback.
-fn default_addr() -> String {
-    let routed = UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
-        socket.connect("192.0.2.1:9")?;
-        socket.local_addr()
-    });
-    match routed {
-        Ok(address) if !address.ip().is_unspecified() => format!("{}:8249", address.ip()),
-        _ => "127.0.0.1:8249".to_owned(),
     }
 }

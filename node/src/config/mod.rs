@@ -3,11 +3,13 @@
 //! Precedence is flag, then environment, then file, then default: let clap settle the first two (`#[arg(long, env)]` on
 //! `Option` fields), [`load`] the file, then [`overlay`] one over the other, then [`Validate::validate`] the whole.
 
+mod address;
 mod duration;
 mod secret;
 
 use std::path::{Path, PathBuf};
 
+pub use address::{Addresses, listed, validate_pd_urls};
 pub use bytesize::ByteSize;
 pub use duration::{DurationError, HumanDuration, days, parse_days, parse_seconds, seconds};
 pub use secret::{Secret, SecretError};
