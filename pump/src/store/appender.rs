@@ -2,18 +2,19 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tidb::ts::{CommitTs, StartTs, Tso};
 
 use super::checkpoint::Checkpoint;
+use super::index::Index;
 use super::keeper::{Discard, Save, is_full};
 use super::log::{Log, NewRecord};
 use super::pairing::Pairing;
 use super::record::{Header, Kind};
 use super::recover::End;
-use super::run::Index;
 use super::segment::Segments;
 use super::{Options, Record, StoreError};
 
@@ -104,22 +105,31 @@ impl Appender {
 
         for record in records {
             match record {
-                Record::Watermark(_) => match self.index.settle(watermark) {
-                    Ok(()) => {}
-                    // The log has it all, and what waits in memory is read from there: the next watermark tries again.
-                    Err(error) if is_full(&error) => {}
-                    Err(error) => return Err(self.log.fail("write the index", &error)),
-                },
+                Record::Watermark(_) => {
+                    let settled = self.index.settle(watermark);
+                    self.written(settled)?;
+                }
                 Record::Collected(through) => self.collect(CommitTs(*through))?,
                 _ => {}
             }
         }
+        let spilled = self.index.spill();
+        self.written(spilled)?;
         // Its own size counts, so that a large state does not cost more than the log itself.
         let (last, size) = self.checkpointed;
         if self.log.end().get() >= last + self.options.segment_bytes.max(8 * size) {
             self.save();
         }
         Ok(())
+    }
+
+    /// What became of a write to the index.
+    fn written(&mut self, result: io::Result<()>) -> Result<(), StoreError> {
+        match result {
+            // The log has it all, and what waits in memory is read from there: the next watermark tries again.
+            Err(error) if !is_full(&error) => Err(self.log.fail("write the index", &error)),
+            _ => Ok(()),
+        }
     }
 
     /// Refuses records that contradict what is stored, before anything is written.

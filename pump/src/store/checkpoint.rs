@@ -1,22 +1,23 @@
 //! The checkpoint: the index's state at one position of the log, so that a start replays only what came after.
 //!
 //! A cache: without it, or if it does not fit what is on disk, the index is rebuilt from the whole log. Layout, all
-//! little-endian 8-byte numbers after the magic: position, sequence, watermark, newest start_ts, newest timestamp; then six
-//! lists, each with its count first (index files, open prewrites, waiting commits, dropped prewrites, needed segments,
+//! little-endian 8-byte numbers after the magic: position, sequence, watermark, newest start_ts, newest timestamp; then seven
+//! lists, each with its count first (runs, spilled files, open prewrites, waiting commits, dropped prewrites, needed segments,
 //! gaps with the length of their cause before it); CRC-32C (4 bytes) of all before it.
 
 use tidb::ts::{CommitTs, StartTs, Tso};
 
+use super::index::Published;
 use super::pairing::{Committed, Dropped, Needed, Open, Pairing, Place};
 use super::record::{u32_at, u64_at};
 use super::recover::End;
-use super::run::{Published, Run};
+use super::run::Run;
 use super::segment::Position;
 use super::{Fate, Gap};
 
 /// The file's name.
 pub(super) const NAME: &str = "checkpoint";
-const MAGIC: [u8; 8] = *b"SLCHECK\x02";
+const MAGIC: [u8; 8] = *b"SLCHECK\x03";
 
 /// What is saved.
 #[derive(Debug, PartialEq)]
@@ -24,6 +25,7 @@ pub(super) struct Checkpoint {
     /// Every record before this was taken in, none behind it.
     pub end: End,
     pub runs: Vec<Run>,
+    pub spilled: Vec<Run>,
     /// Committed, and not in a file yet.
     pub waiting: Vec<Committed>,
     /// Without those that committed.
@@ -39,6 +41,11 @@ impl Checkpoint {
         out.put(&[published.runs.len() as u64]);
         for run in &published.runs {
             out.put(&[run.first.get(), run.last.get(), run.count]);
+        }
+        out.put(&[published.spilled.len() as u64]);
+        for run in &published.spilled {
+            let start_ts = run.spilled.unwrap_or_default();
+            out.put(&[run.first.get(), start_ts.get(), run.last.get(), run.count]);
         }
         out.put(&[pairing.open.len() as u64]);
         for (start_ts, open) in &pairing.open {
@@ -89,7 +96,14 @@ impl Checkpoint {
         };
         let mut runs = Vec::new();
         for _ in 0..rest.next()? {
-            runs.push(Run { first: CommitTs(rest.tso()?), last: CommitTs(rest.tso()?), count: rest.next()? });
+            let first = CommitTs(rest.tso()?);
+            runs.push(Run { first, spilled: None, last: CommitTs(rest.tso()?), count: rest.next()? });
+        }
+        let mut spilled = Vec::new();
+        for _ in 0..rest.next()? {
+            let (first, start_ts) = (CommitTs(rest.tso()?), StartTs(rest.tso()?));
+            let last = CommitTs(rest.tso()?);
+            spilled.push(Run { first, spilled: Some(start_ts), last, count: rest.next()? });
         }
         for _ in 0..rest.next()? {
             let start_ts = StartTs(rest.tso()?);
@@ -124,7 +138,7 @@ impl Checkpoint {
             let cause = String::from_utf8(rest.bytes(len)?.to_vec()).ok()?;
             pairing.gaps.push(Gap { start_ts, after, upto, cause });
         }
-        Some(Self { end, runs, waiting, pairing })
+        Some(Self { end, runs, spilled, waiting, pairing })
     }
 }
 
@@ -199,12 +213,20 @@ mod tests {
             commit: place(4300, 0),
         };
         let mut published = Published::default();
-        published.runs.push(Run { first: CommitTs::new(1), last: CommitTs::new(39), count: 12 });
+        let run = Run { first: CommitTs::new(1), spilled: None, last: CommitTs::new(39), count: 12 };
+        published.runs.push(run);
+        published.spilled.push(Run {
+            spilled: Some(StartTs::new(6)),
+            last: CommitTs::new(45),
+            count: 3,
+            ..run
+        });
         published.waiting.insert((committed.commit_ts, committed.start_ts), committed);
         let end = End { position: Position(9000), sequence: 33 };
 
         let bytes = Checkpoint::encode(end, &published, &pairing);
-        let whole = Checkpoint { end, runs: published.runs, waiting: vec![committed], pairing };
+        let Published { runs, spilled, .. } = published;
+        let whole = Checkpoint { end, runs, spilled, waiting: vec![committed], pairing };
         assert_eq!(Checkpoint::decode(&bytes), Some(whole));
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();

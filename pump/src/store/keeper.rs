@@ -415,8 +415,7 @@ impl Shared {
 
     fn save(&self, save: Save) -> io::Result<()> {
         for run in &save.runs {
-            // A failed sync is never only a full disk: what it was to keep may be gone from memory, too.
-            run.sync().map_err(|error| io::Error::other(format!("sync of an index file: {error}")))?;
+            super::index::sync(run.as_ref())?;
         }
         replace(self.disk(), super::checkpoint::NAME, &save.bytes)?;
         self.write_mark(|_| {})

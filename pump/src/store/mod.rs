@@ -3,7 +3,7 @@
 //! ```text
 //!  records ──▶ Appender ──one write, one fdatasync──▶ 00000000000000000000.seg 00000000000067108864.seg … spare-….seg
 //!                 │                                      ▲ binlogs, verbatim
-//!                 └─ pairing ──watermark──▶ *.run ───────┘ (commit_ts, start_ts, positions), sorted
+//!                 └─ pairing ─▶ *.run, *.spill ──────────┘ (commit_ts, start_ts, positions), sorted
 //!                                             ▲
 //!  Reader ── (after, upto] ───────────────────┘          mark: durable up to here   checkpoint: the index's state
 //! ```
@@ -14,8 +14,9 @@
 //! sequence number without gaps, and the generation of its segment file, so that bytes of an earlier use of the file are
 //! never taken for records.
 //!
-//! **The index** is derived. Open prewrites, and commits that no recorded watermark has passed, are in memory (their number
-//! is the sorter's to bound); what the watermark passes is appended to sorted files. Memory does not grow with the backlog.
+//! **The index** is derived. Open prewrites are in memory (their number is the sorter's to bound), and so are commits that no
+//! recorded watermark has passed, up to a number of bytes; what the watermark passes, and what is beyond that, is written
+//! to sorted files. Memory does not grow with the backlog, nor while the watermark stands.
 //! A checkpoint saves the state now and then; a start replays the log from there. Without one, the index is rebuilt from
 //! the whole log, which has everything, watermarks and verdicts too.
 //!
@@ -34,6 +35,7 @@
 mod appender;
 mod checkpoint;
 mod disk;
+mod index;
 mod keeper;
 mod log;
 mod mark;
@@ -52,6 +54,10 @@ mod cases;
 mod crash;
 #[cfg(test)]
 mod model;
+#[cfg(test)]
+mod rot;
+#[cfg(test)]
+mod standing;
 
 use std::io;
 use std::path::PathBuf;
@@ -77,11 +83,19 @@ pub struct Options {
     pub recycled: usize,
     /// Bytes that prewrites may not use, so that commits can still be stored on a full disk.
     pub reserve_bytes: u64,
+    /// Bytes of memory for commits that no recorded watermark has passed; more are spilled to files.
+    pub waiting_bytes: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { segment_bytes: 64 << 20, spares: 1, recycled: 2, reserve_bytes: 16 << 20 }
+        Self {
+            segment_bytes: 64 << 20,
+            spares: 1,
+            recycled: 2,
+            reserve_bytes: 16 << 20,
+            waiting_bytes: 64 << 20,
+        }
     }
 }
 

@@ -1,21 +1,23 @@
 //! Opening: recovers the log, then brings the index up to it.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tidb::ts::CommitTs;
 
 use super::appender::Appender;
 use super::checkpoint::{self, Checkpoint};
 use super::disk::{Directory, Disk};
+use super::index::{Index, Published};
 use super::keeper::{Keeper, Pace, is_full};
 use super::log::Log;
 use super::pairing::Pairing;
 use super::record::Kind;
 use super::recover::{self, End, Survey, at};
-use super::run::{self, Index, Published, run_name};
+use super::run::{self, Run};
 use super::segment::{DATA, Position, Segments, segment_name};
 use super::{Options, Pending, Reader, Recovered, StoreError};
 
@@ -52,27 +54,31 @@ pub(super) fn open_on(
     let mut survey = recover::survey(disk.as_ref(), &options)?;
     let segments = Arc::new(Segments::new(Arc::clone(&disk), survey.segments.clone()));
     let saved = usable_checkpoint(disk.as_ref(), &survey, &segments)?;
-    remove_other_runs(disk.as_ref(), &survey, saved.as_ref())?;
+    if saved.is_none() {
+        forget_checkpoint(disk.as_ref())?;
+    }
+    remove_other_files(disk.as_ref(), &survey, saved.as_ref())?;
 
     let rebuilt = saved.is_none() && !survey.segments.is_empty();
     let saved = saved.unwrap_or_else(|| {
         let first = survey.segments.first().map_or(survey.mark.first, |segment| segment.base);
         // Unless it was collected, the log begins at 1; otherwise its first record says where.
         let end = End { position: Position(first), sequence: u64::from(survey.mark.first == 0) };
-        Checkpoint { end, runs: Vec::new(), waiting: Vec::new(), pairing: Pairing::default() }
+        let pairing = Pairing::default();
+        Checkpoint { end, runs: Vec::new(), spilled: Vec::new(), waiting: Vec::new(), pairing }
     });
     let collected = CommitTs::new(survey.mark.collected);
     let from = saved.end;
     let mut pairing = saved.pairing;
     // What was collected had been passed, even if the record that said so is gone.
     pairing.watermark = pairing.watermark.max(collected.0);
-    let published = Published {
-        runs: saved.runs.into_iter().filter(|run| run.last > collected).collect(),
-        collected,
-        ..Published::default()
-    };
-    let mut index = Index::new(Arc::clone(&segments), Arc::new(RwLock::new(published)));
+    let kept = |runs: Vec<Run>| runs.into_iter().filter(|run| run.last > collected).collect();
+    let published =
+        Published { runs: kept(saved.runs), spilled: kept(saved.spilled), collected, ..Published::default() };
+    let mut index = Index::new(Arc::clone(&segments), published, options.waiting_bytes);
     index.add(saved.waiting.into_iter().filter(|waiting| waiting.commit_ts > collected));
+    // There may be less memory for them than there was.
+    written(disk.as_ref(), index.spill())?;
 
     let mut replayed = 0;
     let end = recover::replay(disk.as_ref(), &survey, from, |header, fact, position| {
@@ -92,13 +98,9 @@ pub(super) fn open_on(
             }
         }
         if header.kind == Kind::Watermark {
-            match index.settle(pairing.watermark) {
-                // As when it was written: what has no place in a file waits in memory.
-                Err(error) if is_full(&error) => {}
-                settled => at(disk.as_ref(), "", settled)?,
-            }
+            written(disk.as_ref(), index.settle(pairing.watermark))?;
         }
-        Ok(())
+        written(disk.as_ref(), index.spill())
     })?;
 
     let mut pending: Vec<_> = pairing
@@ -180,7 +182,7 @@ fn usable_checkpoint(
         return Ok(None);
     }
     let collected = CommitTs::new(survey.mark.collected);
-    for run in saved.runs.iter().filter(|run| run.last > collected) {
+    for run in saved.runs.iter().chain(&saved.spilled).filter(|run| run.last > collected) {
         if !at(disk, &run.name(), run::is_there(segments, run))? {
             return Ok(None);
         }
@@ -191,15 +193,35 @@ fn usable_checkpoint(
     Ok(Some(saved))
 }
 
+/// What became of a write to the index: as when it was written first, what has no place in a file waits in memory.
+fn written(disk: &dyn Disk, result: io::Result<()>) -> Result<(), StoreError> {
+    match result {
+        Err(error) if !is_full(&error) => at(disk, "", Err(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a checkpoint that is of no use, for good, before the index is written again: which transactions are spilled is
+/// chance, so it must not come to fit files that have its names and lengths, and other contents.
+fn forget_checkpoint(disk: &dyn Disk) -> Result<(), StoreError> {
+    match disk.remove(checkpoint::NAME) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => at(disk, checkpoint::NAME, Err(error)),
+        // Whoever removed it before need not have synced that.
+        _ => at(disk, "", disk.sync_dir()),
+    }
+}
+
 /// Removes index files that no checkpoint rests on: they are written again from the log.
-fn remove_other_runs(disk: &dyn Disk, survey: &Survey, saved: Option<&Checkpoint>) -> Result<(), StoreError> {
-    for &first in &survey.runs {
-        let used = saved.is_some_and(|saved| {
-            saved.runs.iter().any(|run| run.first.get() == first && run.last.get() > survey.mark.collected)
-        });
-        if !used {
-            at(disk, &run_name(first), disk.remove(&run_name(first)))?;
-        }
+fn remove_other_files(
+    disk: &dyn Disk,
+    survey: &Survey,
+    saved: Option<&Checkpoint>,
+) -> Result<(), StoreError> {
+    let files = saved.into_iter().flat_map(|saved| saved.runs.iter().chain(&saved.spilled));
+    let used = files.filter(|run| run.last.get() > survey.mark.collected).map(Run::name);
+    let used: HashSet<_> = used.collect();
+    for name in survey.index.iter().filter(|name| !used.contains(*name)) {
+        at(disk, name, disk.remove(name))?;
     }
     Ok(())
 }

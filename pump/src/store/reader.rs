@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use bytes::Bytes;
 use tidb::ts::{CommitTs, StartTs, Tso};
 
+use super::index::{self, Published, Stretch};
 use super::pairing::{Committed, Pairing, Place};
 use super::record::{HEADER, Header, crc_of_header, padded};
-use super::run::{self, Published};
 use super::segment::{Position, Segment, Segments};
 use super::{Fate, Gap, StoreError};
 
@@ -88,8 +88,7 @@ impl Reader {
         if after >= upto {
             return Ok(Scan { transactions: Vec::new(), reached: upto });
         }
-        let mut commits = self.commits(CommitTs(after), CommitTs(upto), SCAN)?;
-        let more = commits.len() >= SCAN;
+        let Stretch { found: mut commits, reached } = self.stretch(CommitTs(after), CommitTs(upto), SCAN)?;
         let mut bytes = 0;
         let mut keep = 0;
         for committed in &commits {
@@ -100,11 +99,11 @@ impl Reader {
             }
             keep += 1;
         }
-        let cut = keep < commits.len() || more || self.ends_in_files(&commits);
+        let cut = keep < commits.len();
         commits.truncate(keep);
         let reached = match commits.last() {
             Some(last) if cut => last.commit_ts.0,
-            _ => upto,
+            _ => reached.0,
         };
 
         let places: Vec<_> = commits.iter().flat_map(|found| [found.prewrite, found.commit]).collect();
@@ -120,18 +119,17 @@ impl Reader {
         Ok(Scan { transactions: transactions.collect(), reached })
     }
 
-    /// True if the last of these came from an index file, so that what follows it was not looked at.
-    fn ends_in_files(&self, commits: &[Committed]) -> bool {
-        commits.last().is_some_and(|last| last.commit_ts <= self.published().last_in_files())
-    }
-
     /// Where the transactions with commit_ts in (after, upto] lie, in order: about `max` of them (those of one commit_ts
     /// are not parted); fewer do not mean that there are no more, none does.
     ///
     /// # Errors
     /// As [`Self::scan`].
     pub fn commits(&self, after: CommitTs, upto: CommitTs, max: usize) -> Result<Vec<Committed>, StoreError> {
-        run::read(&self.segments, &self.published, after, upto, max)
+        self.stretch(after, upto, max).map(|stretch| stretch.found)
+    }
+
+    fn stretch(&self, after: CommitTs, upto: CommitTs, max: usize) -> Result<Stretch, StoreError> {
+        index::read(&self.segments, &self.published, after, upto, max)
     }
 
     fn place(&self, start_ts: StartTs) -> Option<Place> {
@@ -174,9 +172,7 @@ impl Reader {
 
     /// The greatest commit_ts stored, zero if none.
     pub fn last_commit(&self) -> CommitTs {
-        let published = self.published();
-        let waiting = published.waiting.last_key_value().map(|(key, _)| key.0);
-        waiting.or(published.runs.last().map(|run| run.last)).unwrap_or_default()
+        self.published().last()
     }
 
     /// Why a transaction was dropped not long ago (see [`Self::prewrite`]), and its floor then.
@@ -216,9 +212,14 @@ impl Reader {
         self.pairing().gaps.iter().any(covers)
     }
 
-    /// Commits in memory: those that no recorded watermark has passed.
+    /// Commits in memory: those that no recorded watermark has passed, and that were not spilled.
     pub fn waiting(&self) -> usize {
         self.published().waiting.len()
+    }
+
+    /// Commits written to files before the watermark passed them, since the start: they would have taken too much memory.
+    pub fn spilled(&self) -> u64 {
+        self.published().spilled_entries
     }
 
     /// The declared gaps that are not collected, at most `limit`.

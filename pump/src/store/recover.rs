@@ -24,8 +24,8 @@ pub(super) struct Survey {
     /// In log order, without gaps.
     pub segments: Vec<Segment>,
     pub spares: VecDeque<Spare>,
-    /// The index files' first commit_ts, in order.
-    pub runs: Vec<u64>,
+    /// Names of the index files.
+    pub index: Vec<String>,
     /// No segment or spare carries a greater generation.
     pub newest_generation: u64,
 }
@@ -72,7 +72,7 @@ pub(super) fn survey(disk: &dyn Disk, options: &Options) -> Result<Survey, Store
         mark_file,
         segments: vec![],
         spares: VecDeque::new(),
-        runs: vec![],
+        index: vec![],
         newest_generation: 0,
     };
     for name in &names {
@@ -109,7 +109,7 @@ pub(super) fn survey(disk: &dyn Disk, options: &Options) -> Result<Survey, Store
                     None => at(disk, name, disk.remove(name))?,
                 }
             }
-            Name::Run(first) => survey.runs.push(first),
+            Name::Index => survey.index.push(name.clone()),
             Name::Temporary | Name::Other => {}
         }
     }

@@ -38,8 +38,8 @@ pub(super) enum Name {
     Segment(u64),
     /// `spare-<generation>.seg`: prepared, not yet part of the log; of this generation.
     Spare(u64),
-    /// `<first commit_ts>.run`: a part of the index.
-    Run(u64),
+    /// `<first commit_ts>.run` or `<first commit_ts>-<its start_ts>.spill`: a part of the index.
+    Index,
     /// Left behind by a replacement that was cut short.
     Temporary,
     /// Not one of the above.
@@ -55,8 +55,11 @@ impl Name {
             }
             return number(stem).map_or(Self::Other, Self::Segment);
         }
-        if let Some(stem) = name.strip_suffix(".run") {
-            return number(stem).map_or(Self::Other, Self::Run);
+        let run = name.strip_suffix(".run").map(|stem| number(stem).is_some());
+        let spilled = name.strip_suffix(".spill").and_then(|stem| stem.split_once('-'));
+        let spilled = spilled.map(|(first, start_ts)| number(first).is_some() && number(start_ts).is_some());
+        if run.or(spilled) == Some(true) {
+            return Self::Index;
         }
         if name.ends_with(".tmp") { Self::Temporary } else { Self::Other }
     }
@@ -229,7 +232,10 @@ mod tests {
         assert_eq!(Name::parse(&segment_name(67_108_864)), Name::Segment(67_108_864));
         assert_eq!(Name::parse(&spare_name(0xabcd)), Name::Spare(0xabcd));
         assert_eq!(Name::parse("spare-9.seg"), Name::Other);
-        assert_eq!(Name::parse("00000000000000000007.run"), Name::Run(7));
+        assert_eq!(Name::parse("00000000000000000007.run"), Name::Index);
+        assert_eq!(Name::parse("7.run"), Name::Other);
+        assert_eq!(Name::parse("00000000000000000007-00000000000000000005.spill"), Name::Index);
+        assert_eq!(Name::parse("00000000000000000007.spill"), Name::Other);
         assert_eq!(Name::parse("checkpoint.tmp"), Name::Temporary);
         assert_eq!(Name::parse("7.seg"), Name::Other);
         assert_eq!(Name::parse("mark"), Name::Other);
