@@ -107,6 +107,9 @@ pub struct StorageConfig {
     /// Length of a log file, in which space is prepared ahead and given back; a multiple of 4KiB. Default: 64MiB, less on
     /// a volume smaller than 4GiB.
     pub segment_size: Option<ByteSize>,
+    /// Bytes of memory for commits that the saved watermark has not passed; more are spilled to files. Less than a few
+    /// seconds of traffic makes many small files.
+    pub commit_memory: ByteSize,
     /// `[storage.kv]`.
     pub kv: KvConfig,
 }
@@ -189,6 +192,7 @@ impl Default for StorageConfig {
             stop_write_at_available_space: None,
             group_commit_size: ByteSize::mib(2),
             segment_size: None,
+            commit_memory: ByteSize::mib(64),
             kv: KvConfig::default(),
         }
     }
@@ -288,6 +292,10 @@ impl Validate for Config {
         }
         if self.gc_size.is_some_and(|size| size.as_u64() == 0) {
             return Err(Invalid::new("gc-size", "must be greater than zero; leave it out for no limit"));
+        }
+        if self.storage.commit_memory.as_u64() < 64 << 10 {
+            let reason = format!("{} is too small, 64KiB is the least", self.storage.commit_memory);
+            return Err(Invalid::new("storage.commit-memory", reason));
         }
         if let Some(size) = self.storage.segment_size
             && (size.as_u64() < 64 << 10 || size.as_u64() > 4 << 30 || !size.as_u64().is_multiple_of(4096))
@@ -463,6 +471,7 @@ mod tests {
             kv_chan_cap = 7
             slow_write_threshold = 2.5
             stop-write-at-available-space = "42 MiB"
+            commit-memory = "3 MiB"
             [storage.kv]
             block-cache-capacity = 8388608
             compaction-L0-trigger = 9
@@ -477,6 +486,7 @@ mod tests {
         assert_eq!(config.heartbeat_interval, HumanDuration::from_secs(4));
         assert_eq!(config.pd_urls(), ["http://a:2379", "http://b:2379"]);
         assert_eq!(config.storage.stop_write_at_available_space, Some(ByteSize::mib(42)));
+        assert_eq!(config.storage.commit_memory, ByteSize::mib(3));
         assert_eq!(config.storage.kv.compaction_l0_trigger, 9);
         assert_eq!(config.log_level, "warn");
         assert_eq!(config.ignored().len(), 3);
@@ -508,6 +518,17 @@ mod tests {
             (["-addr", "h:1", "-gc-size", "0"], "gc-size"),
         ] {
             match flags(&arguments).unwrap_err() {
+                ConfigError::Invalid(invalid) => assert_eq!(invalid.field, field),
+                other => panic!("{other}"),
+            }
+        }
+        for (storage, field) in [
+            ("commit-memory = \"63 KiB\"", "storage.commit-memory"),
+            ("segment-size = \"5000 B\"", "storage.segment-size"),
+            ("group-commit-size = 7", "storage.group-commit-size"),
+        ] {
+            std::fs::write(&file, format!("addr = \"h:1\"\n[storage]\n{storage}\n")).unwrap();
+            match flags(&["-config", file.to_str().unwrap()]).unwrap_err() {
                 ConfigError::Invalid(invalid) => assert_eq!(invalid.field, field),
                 other => panic!("{other}"),
             }

@@ -125,7 +125,7 @@ impl Housekeeping {
 
     fn measure(&self) {
         metrics::progress(&self.progress.snapshot(), self.budget.used(), self.reader.size());
-        metrics::in_memory(self.reader.waiting());
+        metrics::waiting(self.reader.waiting(), self.reader.spilled());
         let gaps = self.reader.gaps_within(self.accept_gaps_upto, Tso::MAX);
         metrics::open_gaps(gaps.len());
         let state = gaps.first().map_or(Ok(()), |gap| {

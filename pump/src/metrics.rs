@@ -74,7 +74,12 @@ pub fn describe() {
     describe_gauge!(
         "pump_commits_in_memory",
         Count,
-        "commits that no recorded watermark has passed, about 200 bytes each"
+        "commits that no recorded watermark has passed and that were not spilled, about 200 bytes each"
+    );
+    describe_counter!(
+        "pump_spilled_commits_total",
+        Count,
+        "commits written to files before the watermark passed them, to bound memory"
     );
     describe_counter!(
         "pump_resolver_verdicts_total",
@@ -110,6 +115,7 @@ pub fn describe() {
         "pump_late_copies_total",
         "binlog_pump_storage_deleted_kv_total",
         "pump_commits_without_prewrite_total",
+        "pump_spilled_commits_total",
         "pump_gaps_total",
         "pump_pd_failures_total",
         "pump_safe_point_failures_total",
@@ -262,8 +268,9 @@ pub(crate) fn open_gaps(count: usize) {
     gauge!("pump_gaps_open").set(count as f64);
 }
 
-pub(crate) fn in_memory(commits: usize) {
-    gauge!("pump_commits_in_memory").set(commits as f64);
+pub(crate) fn waiting(in_memory: usize, spilled: u64) {
+    gauge!("pump_commits_in_memory").set(in_memory as f64);
+    counter!("pump_spilled_commits_total").absolute(spilled);
 }
 
 pub(crate) fn progress(snapshot: &crate::progress::Snapshot, budget_used: u64, store_bytes: u64) {

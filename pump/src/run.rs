@@ -148,6 +148,7 @@ async fn start(
     if let Some(size) = config.storage.segment_size {
         options = options.with_segments_of(size.as_u64());
     }
+    options.waiting_bytes = config.storage.commit_memory.as_u64();
     let path = data_dir.path().join("store");
     let opened = tokio::task::spawn_blocking(move || store::open(&path, options)).await?;
     let (appender, reader, recovered) = opened?;

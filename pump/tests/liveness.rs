@@ -346,6 +346,57 @@ async fn a_hundred_thousand_open_prewrites_fit() {
     process.kill();
 }
 
+/// TiKV does not answer, so one lost commit binlog holds the watermark while thousands of others commit: they are not kept in
+/// memory, also not after kill -9, and in the end all of it comes once, in order.
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_is_bounded_while_the_watermark_stands() {
+    const SESSIONS: usize = 32;
+    const EACH: usize = 80;
+    let mut site = Site::start().await;
+    std::fs::write(site.dir.path().join("p1.toml"), "[storage]\ncommit-memory = \"64 KiB\"\n").unwrap();
+    // At 200 bytes each, and what a group adds before that many are spilled.
+    let fit = (64 * 1024 / 200 + SESSIONS) as f64;
+    let cluster = site.cluster.clone();
+    let before = cluster.tso();
+    let mut process = Process::start(&site, "p1").await;
+    let mut drainer = Drainer::open(process.addr, before).await.unwrap();
+    drainer.reach(cluster.tso()).await;
+    site.tikv_is(false).await;
+    let stuck = Txn::begin(&cluster, "only TiKV knows");
+    process.tidb().write(&stuck.prewrite()).await.unwrap();
+    cluster.prewrite(stuck.start_ts, stuck.key.clone());
+    let committed = cluster.commit_now(stuck.start_ts).unwrap();
+
+    for round in 1..=2 {
+        let mut sessions = JoinSet::new();
+        for session in 0..SESSIONS {
+            let (cluster, tidb) = (cluster.clone(), process.tidb());
+            sessions.spawn(async move {
+                for i in 0..EACH {
+                    Txn::begin(&cluster, format!("{round}/{session}/{i}")).run(&cluster, &tidb).await;
+                }
+            });
+        }
+        soon("they commit", sessions.join_all()).await;
+        let all = (round * SESSIONS * EACH) as f64;
+        until("they are spilled", || async {
+            let in_memory = process.metric("pump_commits_in_memory").await;
+            assert!(in_memory.is_none_or(|commits| commits <= fit), "{in_memory:?} in memory");
+            process.metric("pump_spilled_commits_total").await.is_some_and(|spilled| spilled >= all - fit)
+        })
+        .await;
+        assert!(process.status().await["watermark"].as_u64().unwrap() < committed.get());
+        process = process.again(&site).await;
+    }
+
+    site.tikv_is(true).await;
+    let mut drainer = Drainer::open(process.addr, before).await.unwrap();
+    drainer.reach(cluster.tso()).await;
+    site::assert_complete(&site, [&drainer]);
+    assert_eq!(drainer.received.len(), 1 + 2 * SESSIONS * EACH);
+    process.kill();
+}
+
 /// A pump that stood still while TiDB went on elsewhere: late copies come, and it neither falls over, nor emits below its
 /// watermark (every drainer here checks that), nor has trouble with what it stored when it starts again.
 #[tokio::test(flavor = "multi_thread")]

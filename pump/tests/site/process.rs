@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-use super::{Site, Tidb, free_port, soon, until};
+use node::tls::Security;
+
+use super::{PATIENCE, Site, Tidb, free_port, soon, until};
 
 pub struct Process {
     child: Child,
@@ -39,14 +41,17 @@ impl Process {
         process
     }
 
-    /// Starts one without waiting.
+    /// Starts one without waiting. It has the configuration in `<node id>.toml` of the site's directory, if there is one.
     pub fn launch(site: &Site, node_id: &str, port: u16, admin: u16) -> Self {
         let [addr, admin] = [port, admin].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let file = site.dir.path().join(format!("{node_id}.toml"));
+        let config = file.try_exists().unwrap().then(|| ["-config".into(), file.into_os_string()]);
         let child = Command::new(env!("CARGO_BIN_EXE_pump"))
             .args(["-addr", &addr.to_string(), "-admin-addr", &admin.to_string()])
             .args(["-pd-urls", &site.pd_url, "-node-id", node_id, "-L", "warn", "-heartbeat-interval", "1"])
             .arg("-data-dir")
             .arg(site.dir.path().join(node_id))
+            .args(config.into_iter().flatten())
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
@@ -59,6 +64,15 @@ impl Process {
 
     pub async fn status(&self) -> serde_json::Value {
         super::status(self.admin).await
+    }
+
+    /// A metric without labels, once it is there.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        let http = Security::default().http_client(PATIENCE).unwrap();
+        let page = http.get(format!("http://{}/metrics", self.admin)).send().await.unwrap();
+        let page = page.text().await.unwrap();
+        let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+        Some(value.parse().unwrap())
     }
 
     /// Sends a signal by name: STOP, CONT, TERM.
