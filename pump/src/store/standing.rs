@@ -125,6 +125,25 @@ fn without_space_it_waits_in_memory() {
     assert_eq!(starts(&reader, 0, 20_000), all);
 }
 
+/// A checkpoint rests on all files, also on those that were too many to be kept open until it was saved.
+#[test]
+fn every_file_is_synced_before_a_checkpoint() {
+    for seed in 0..20 {
+        let disk = CrashDisk::default();
+        let (mut appender, ..) = open_for(&disk, 1).unwrap();
+        // Each below the last one: a file each.
+        for nth in (1..=12).rev() {
+            appender.append(&transactions([10 * nth])).unwrap();
+        }
+        assert_eq!(index_files(&disk).len(), 11);
+        appender.close().unwrap();
+        disk.reboot(&mut Dice(seed));
+        let (_, reader, recovered) = open_for(&disk, 1).unwrap();
+        assert!(!recovered.rebuilt, "seed {seed}");
+        assert_eq!(starts(&reader, 0, 20_000), (1..=12).map(|nth| 10 * nth).collect::<Vec<_>>());
+    }
+}
+
 /// An index that has lost a file is written again, and differently: from its first file on, the checkpoint that fitted the
 /// old one must never be found again.
 #[test]
