@@ -498,16 +498,15 @@ fn shape_unit(
             let (start_ts, commit_ts) = (transaction.start_ts, transaction.commit_ts);
             let header = |changes| TxnHeader { start_ts, commit_ts, changes, ddl: None, origin: None };
             if commit_ts.0 <= written {
-                let held = TxnRows::held_by_written(&transaction, definitions)?;
+                let mut rows = TxnRows::of_written(&transaction, definitions)?;
+                let (rows, held) = if transaction.payload.len() > SLICED_BYTES {
+                    (Rows::Sliced(Box::new(rows)), Vec::new())
+                } else {
+                    rows.skip(rows.changes())?;
+                    (Rows::Whole(Vec::new()), rows.take_held())
+                };
                 let (header, budget) = (header(0), transaction.budget);
-                return Ok(Shaped {
-                    header,
-                    rows: Rows::Whole(Vec::new()),
-                    discarded: 0,
-                    filtered: 0,
-                    held,
-                    budget,
-                });
+                return Ok(Shaped { header, rows, discarded: 0, filtered: 0, held, budget });
             }
             let mut rows = TxnRows::new(&transaction, definitions)?;
             let header = header(rows.changes());

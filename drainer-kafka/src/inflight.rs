@@ -11,11 +11,18 @@
 //! Where a row carries both ids, old and new, the DDL itself converts what went out under the old one; where it lacks the
 //! old id, the new one's value is held.
 //!
+//! Who writes while a job is under way? TiDB's servers are at most one state apart. Where one of them shows a column, the
+//! others write it at least: their insertions and updates carry it, an update with the value that the row has, or, where it
+//! replaces another column, with what they make of that one. So nothing that is held outlives a write unseen. Only their
+//! deletions may lack it (up to 6.5.9, 7.1.5, 7.5.1 and 8.1.0 TiDB lists public columns there), so every deletion counts.
+//! Two states apart, where a column is not written yet, others write nothing but its default or a conversion: what is held
+//! of that (because TiDB could not be asked) is what the DDL gives, and leads to no update.
+//!
 //! Held values live in memory, within a budget. The log remembers from where a successor must read the pumps to hold the
 //! same (`CommitRecord.pull_from`). Columns whose default TiDB tells in advance are only held where they differ from it, so
 //! a long-running job holds nothing.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -28,13 +35,14 @@ use tidb::value::Value;
 use crate::native;
 use crate::schema::Definition;
 
-/// Which row of a table.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum RowIdentity {
-    /// By the record's key.
-    Key(Bytes),
-    /// By `_tidb_rowid`.
-    RowId(i64),
+/// Which row of a table, as far as an image tells.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RowIdentity {
+    /// Its `_tidb_rowid`, in a table that has such. A row that moves to another partition gets a new one, and is inserted
+    /// there before it is deleted here.
+    pub row_id: Option<i64>,
+    /// The record's key, unless the image lacks a column of it.
+    pub key: Option<Bytes>,
 }
 
 /// What a row brought that its definition does not have.
@@ -66,8 +74,9 @@ pub struct HeldChange {
     pub definition: Arc<Definition>,
     /// The row before, if there was one.
     pub before: Option<RowIdentity>,
-    /// The row afterwards, if there is one.
-    pub after: Option<(RowIdentity, HeldRow)>,
+    /// The row afterwards, if there is one and it brings something. Most changes that come here are deletions of rows of
+    /// which nothing is held.
+    pub after: Option<Box<(RowIdentity, HeldRow)>>,
 }
 
 /// An update that must follow a DDL.
@@ -125,11 +134,25 @@ pub struct InFlight {
     /// The most bytes that held values may take.
     budget: usize,
     /// With the first transaction that brought a value which was held on until now.
-    rows: HashMap<i64, HashMap<RowIdentity, (CommitTs, HeldRow)>>,
+    rows: HashMap<i64, BTreeMap<RowIdentity, (CommitTs, HeldRow)>>,
     /// The same of every held row, for the oldest.
     places: BTreeSet<(CommitTs, i64, u64)>,
     coming: HashMap<(i64, i64), Coming>,
     bytes: usize,
+}
+
+impl RowIdentity {
+    /// As which this row is in the list. Images of one row that lack a column of the key, because it is being replaced, and
+    /// others that have it are told to be the same by its `_tidb_rowid`.
+    fn among<T>(&self, rows: &BTreeMap<Self, T>) -> Option<Self> {
+        if rows.contains_key(self) {
+            return Some(self.clone());
+        }
+        let first = Self { row_id: Some(self.row_id?), key: None };
+        let mut others = rows.range(first..).map(|(other, _)| other);
+        let same = |other: &&Self| other.row_id == self.row_id && (self.key.is_none() || other.key.is_none());
+        others.next().filter(same).cloned()
+    }
 }
 
 impl HeldChange {
@@ -148,7 +171,7 @@ impl InFlight {
     pub fn strangers(&self, changes: &[HeldChange]) -> HashSet<i64> {
         let mut tables = HashSet::new();
         for change in changes {
-            let Some((_, row)) = &change.after else { continue };
+            let Some((_, row)) = change.after.as_deref() else { continue };
             let table_id = change.table_id();
             if row.values.iter().any(|(id, _)| !self.coming.contains_key(&(table_id, *id))) {
                 tables.insert(table_id);
@@ -160,7 +183,7 @@ impl InFlight {
     /// What TiDB shows of a table whose job is in flight; `None` if it cannot be asked.
     pub fn learn(&mut self, table_id: i64, changes: &[HeldChange], info: Option<&TableInfo>) {
         for change in changes.iter().filter(|change| change.table_id() == table_id) {
-            let Some((_, row)) = &change.after else { continue };
+            let Some((_, row)) = change.after.as_deref() else { continue };
             for (id, _) in &row.values {
                 let coming =
                     || info.map_or(Coming::Unknown, |info| coming(&change.definition.info, info, *id));
@@ -174,7 +197,7 @@ impl InFlight {
         for HeldChange { definition, before, after } in changes {
             let table_id = definition.id();
             let earlier = before.and_then(|before| self.forget(table_id, &before));
-            let Some((identity, mut row)) = after else { continue };
+            let Some((identity, mut row)) = after.map(|after| *after) else { continue };
             self.forget(table_id, &identity);
             let HeldRow { values, writes, .. } = &mut row;
             let keeps = |(id, value): &(i64, Datum)| match self.coming.get(&(table_id, *id)) {
@@ -183,7 +206,7 @@ impl InFlight {
                 Some(Coming::Default(default)) => default != value,
             };
             // A row without a key is found by all of its values, if there is anything to hold.
-            if !matches!(identity, RowIdentity::RowId(_)) || !values.iter().any(keeps) {
+            if identity.key.is_some() || !values.iter().any(keeps) {
                 values.retain(keeps);
             }
             let Some((column_id, _)) = row.values.first() else { continue };
@@ -206,13 +229,13 @@ impl InFlight {
 
     fn forget(&mut self, table_id: i64, identity: &RowIdentity) -> Option<(CommitTs, HeldRow)> {
         let rows = self.rows.get_mut(&table_id)?;
-        let forgotten = rows.remove(identity);
+        let known = identity.among(rows)?;
+        let (since, row) = rows.remove(&known)?;
         if rows.is_empty() {
             self.rows.remove(&table_id);
         }
-        let (since, row) = forgotten?;
         self.bytes -= size(&row);
-        self.places.remove(&place(since, table_id, identity));
+        self.places.remove(&place(since, table_id, &known));
         Some((since, row))
     }
 
@@ -240,7 +263,7 @@ impl InFlight {
         let table_id = after.id();
         let mut rows: Vec<(CommitTs, bool, HeldRow)> = Vec::new();
         for (identity, (since, row)) in self.rows.get(&table_id).into_iter().flatten() {
-            rows.push((*since, matches!(identity, RowIdentity::RowId(_)), row.clone()));
+            rows.push((*since, identity.key.is_none(), row.clone()));
         }
         self.dropped(table_id);
         rows.sort_by_key(|(since, ..)| *since);

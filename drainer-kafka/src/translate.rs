@@ -156,16 +156,12 @@ pub struct TxnRows {
 }
 
 impl TxnRows {
-    /// What a transaction that is in the log already brought for columns that do not exist yet.
-    pub fn held_by_written(
-        transaction: &Transaction,
-        definitions: &Definitions,
-    ) -> Result<Vec<HeldChange>, TranslateError> {
+    /// Of a transaction that is in the log already: to be skipped, for what it brought for columns that do not exist yet.
+    pub fn of_written(transaction: &Transaction, definitions: &Definitions) -> Result<Self, TranslateError> {
         let mut rows = Self::empty(transaction);
         let tables = rows.plan(transaction, definitions, true).map_err(|fault| rows.error(fault))?;
         rows.tables = tables.into_iter();
-        rows.skip(rows.changes)?;
-        Ok(rows.take_held())
+        Ok(rows)
     }
 
     /// Reads the transaction's payload and counts what will come out of it.
@@ -404,16 +400,14 @@ impl Images {
         Ok(row_change(definition, op, before, after))
     }
 
-    /// What the row brings for columns that the definition does not have yet.
+    /// What the row brings for columns that the definition does not have yet. A deletion may lack such a column though the
+    /// row has it.
     fn held(&self, definition: &Arc<Definition>) -> Result<Option<HeldChange>, TranslateFault> {
         let coming = |image: &RowImage| image.unknown.iter().any(|u| u.id > definition.info.max_col_id);
-        if ![&self.before, &self.after].into_iter().flatten().any(coming) {
+        if self.after.is_some() && ![&self.before, &self.after].into_iter().flatten().any(coming) {
             return Ok(None);
         }
-        let before = self
-            .before
-            .as_ref()
-            .and_then(|image| Some(identify(definition, image, present(definition, image))?.0));
+        let before = self.before.as_ref().and_then(|image| identity(definition, image));
         let mut after = None;
         if let Some(image) = self.after.as_ref().filter(|image| coming(image)) {
             // An inserted row leaves NULLs out; without a key, all columns are needed to find it again.
@@ -422,8 +416,10 @@ impl Images {
                 Some(_) => present(definition, image),
             };
             let write = write(definition, self.before.as_ref(), image);
-            after = identify(definition, image, fields).map(|(identity, fields)| {
-                (identity, HeldRow { fields, values: coming_values(definition, image), writes: vec![write] })
+            after = identity(definition, image).map(|identity| {
+                let fields = if identity.key.is_some() { keyed(definition, fields) } else { fields };
+                let values = coming_values(definition, image);
+                Box::new((identity, HeldRow { fields, values, writes: vec![write] }))
             });
         }
         Ok(Some(HeldChange { definition: definition.clone(), before, after }))
@@ -450,24 +446,23 @@ fn write(definition: &Definition, before: Option<&RowImage>, after: &RowImage) -
     }
 }
 
-/// Which row an image is of, and those of its fields by which a consumer finds it.
-fn identify(
-    definition: &Definition,
-    image: &RowImage,
-    fields: Vec<proto::Field>,
-) -> Option<(RowIdentity, Vec<proto::Field>)> {
-    // A key column that an inserted row lacks is being replaced by another: what goes out for it identifies nothing.
-    let key_columns = definition.key.iter().filter_map(|at| definition.info.cols.get(*at));
-    let has_key = key_columns.into_iter().all(|column| image.get(column.id).is_some());
-    match row_key(definition, &fields).filter(|_| has_key) {
-        Some(key) => {
-            let ids: Vec<i64> =
-                definition.key.iter().filter_map(|at| Some(definition.info.cols.get(*at)?.id)).collect();
-            let fields = fields.into_iter().filter(|field| ids.contains(&field.column_id)).collect();
-            Some((RowIdentity::Key(key), fields))
-        }
-        None => Some((RowIdentity::RowId(image.row_id?), fields)),
-    }
+/// Which row an image is of; `None` if it does not tell. A key column that it lacks is being replaced by another: what goes
+/// out for that identifies nothing.
+fn identity(definition: &Definition, image: &RowImage) -> Option<RowIdentity> {
+    let field = |at: &usize| {
+        let id = definition.info.cols.get(*at)?.id;
+        Some(native::field(id, image.get(id)?))
+    };
+    let fields: Option<Vec<proto::Field>> = definition.key.iter().map(field).collect();
+    let key = fields.and_then(|fields| row_key(definition, &fields));
+    (key.is_some() || image.row_id.is_some()).then_some(RowIdentity { row_id: image.row_id, key })
+}
+
+/// Those of a row's fields by which a consumer finds it.
+fn keyed(definition: &Definition, fields: Vec<proto::Field>) -> Vec<proto::Field> {
+    let ids: Vec<i64> =
+        definition.key.iter().filter_map(|at| Some(definition.info.cols.get(*at)?.id)).collect();
+    fields.into_iter().filter(|field| ids.contains(&field.column_id)).collect()
 }
 
 fn row_change(

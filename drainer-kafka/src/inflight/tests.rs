@@ -52,7 +52,7 @@ fn int(column_id: i64, value: i64) -> Field {
 }
 
 fn identity(row: i64) -> RowIdentity {
-    RowIdentity::Key(Bytes::from(vec![row as u8]))
+    RowIdentity { row_id: None, key: Some(Bytes::from(vec![row as u8])) }
 }
 
 /// An inserted row that has all of the definition's columns.
@@ -60,13 +60,13 @@ fn brought(row: i64, values: &[(i64, i64)]) -> HeldChange {
     let values = values.iter().map(|(id, value)| (*id, Datum::Int(*value))).collect();
     let write = Write { lacking: Vec::new(), before: None, lacking_is_null: true };
     let after = HeldRow { fields: vec![int(1, row)], values, writes: vec![write] };
-    HeldChange { definition: definitions().0, before: None, after: Some((identity(row), after)) }
+    HeldChange { definition: definitions().0, before: None, after: Some(Box::new((identity(row), after))) }
 }
 
 /// A write of a row that lacks column 2, whose place column 3 takes; `before` is what column 3 held.
 fn replaced(row: i64, before: Option<i64>, after: Datum) -> HeldChange {
     let mut change = brought(row, &[]);
-    let (_, held) = change.after.as_mut().unwrap();
+    let (_, held) = change.after.as_deref_mut().unwrap();
     held.values = vec![(3, after)];
     let before = before.map(|value| vec![(3, Datum::Int(value))]);
     change.before = before.is_some().then(|| identity(row));
@@ -204,6 +204,62 @@ fn a_row_that_is_changed_again_is_held_from_its_first_change_on() {
     assert_eq!(inflight.fulfil(&before, &after, &[]).unwrap().len(), 1);
 }
 
+/// A row of a table with row ids that moves to another partition is inserted there before it is deleted here.
+#[test]
+fn a_row_that_moves_to_another_partition_keeps_what_it_brought() {
+    let (before, after) = definitions();
+    let mut inflight = InFlight::new(BUDGET);
+    let at = |row_id: i64| RowIdentity { row_id: Some(row_id), ..identity(1) };
+    let inserted = |row_id: i64, value: i64| {
+        let mut change = brought(1, &[(3, value)]);
+        change.after.as_deref_mut().unwrap().0 = at(row_id);
+        change
+    };
+    let deleted =
+        |row_id: i64| HeldChange { definition: before.clone(), before: Some(at(row_id)), after: None };
+    inflight.take(CommitTs::new(100), vec![inserted(1, 8)]).unwrap();
+    inflight.take(CommitTs::new(101), vec![inserted(2, 8), deleted(1)]).unwrap();
+    assert_eq!(inflight.oldest(), Some(CommitTs::new(101)));
+    inflight.take(CommitTs::new(102), vec![inserted(3, 9), deleted(2)]).unwrap();
+    let updates = inflight.fulfil(&before, &after, &[]).unwrap();
+    let expected = Fulfilled { before: vec![int(1, 1), int(3, 7)], after: vec![int(1, 1), int(3, 9)] };
+    assert_eq!(updates, [expected]);
+    inflight.take(CommitTs::new(103), vec![inserted(3, 9), deleted(3)]).unwrap();
+    assert_eq!((inflight.oldest(), inflight.bytes), (None, 0));
+}
+
+/// Images that lack a column of the key, because another takes its place, and images that have it are of one row.
+#[test]
+fn a_row_is_told_by_its_row_id_where_its_key_is_being_replaced() {
+    let named = |row_id: i64, key: Option<u8>| RowIdentity {
+        row_id: Some(row_id),
+        key: key.map(|key| Bytes::from(vec![key])),
+    };
+    for (first, second) in [(None, Some(1)), (Some(1), None), (None, None), (Some(1), Some(1))] {
+        let mut inflight = InFlight::new(BUDGET);
+        let mut change = brought(1, &[(3, 8)]);
+        change.after.as_deref_mut().unwrap().0 = named(5, first);
+        let definition = change.definition.clone();
+        let gone =
+            |identity| HeldChange { definition: definition.clone(), before: Some(identity), after: None };
+        inflight
+            .take(CommitTs::new(100), vec![change, gone(named(4, second)), gone(named(6, second))])
+            .unwrap();
+        assert_eq!(inflight.oldest(), Some(CommitTs::new(100)), "{first:?}, {second:?}");
+        inflight.take(CommitTs::new(101), vec![gone(named(5, second))]).unwrap();
+        assert_eq!((inflight.oldest(), inflight.bytes), (None, 0), "{first:?}, {second:?}");
+    }
+    // After EXCHANGE PARTITION, rows of two partitions may have one row id.
+    let mut inflight = InFlight::new(BUDGET);
+    let mut changes = vec![brought(1, &[(3, 8)]), brought(2, &[(3, 9)])];
+    for (change, key) in changes.iter_mut().zip([1, 2]) {
+        change.after.as_deref_mut().unwrap().0 = named(5, Some(key));
+    }
+    inflight.take(CommitTs::new(100), changes).unwrap();
+    let (before, after) = definitions();
+    assert_eq!(inflight.fulfil(&before, &after, &[]).unwrap().len(), 2);
+}
+
 /// What went out for a NOT NULL column is its zero, of which nobody knows what the conversion makes.
 #[test]
 fn a_column_that_may_be_null_from_now_on() {
@@ -211,7 +267,7 @@ fn a_column_that_may_be_null_from_now_on() {
     before.info.cols.as_mut_slice()[1].field_type.flag |= tidb::model::flag::NOT_NULL;
     let mut inflight = InFlight::new(BUDGET);
     let mut left_out = replaced(1, None, Datum::Int(0));
-    left_out.after.as_mut().unwrap().1.values = vec![(9, Datum::Int(0))];
+    left_out.after.as_deref_mut().unwrap().1.values = vec![(9, Datum::Int(0))];
     let changes = vec![left_out, replaced(2, None, Datum::Int(0))];
     inflight.take(CommitTs::new(100), changes).unwrap();
     let mut updates = inflight.fulfil(&before, &after, &[]).unwrap();
@@ -226,7 +282,7 @@ fn the_budget_is_kept() {
     let budget = 1 << 20;
     let mut inflight = InFlight::new(budget);
     let mut change = brought(1, &[]);
-    change.after.as_mut().unwrap().1.values = vec![(3, Datum::Bytes(Bytes::from(vec![0; budget])))];
+    change.after.as_deref_mut().unwrap().1.values = vec![(3, Datum::Bytes(Bytes::from(vec![0; budget])))];
     let error = inflight.take(CommitTs::new(1), vec![change]).unwrap_err();
     assert_eq!(error, InFlightError::TooMuch { budget, table_id: 50, column_id: 3 });
     assert!(error.to_string().contains("in-flight-budget"));

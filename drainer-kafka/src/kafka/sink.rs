@@ -338,6 +338,10 @@ impl<H: SchemaHistory> Sink<H> {
         let commit_ts = shaped.header.commit_ts;
         if shaped.header.changes == 0 {
             self.hold(commit_ts, shaped.held).await?;
+            if let Rows::Sliced(mut rows) = shaped.rows {
+                let written = rows.changes();
+                self.skip(commit_ts, &mut rows, written).await?;
+            }
             self.sequencer.held(self.inflight.oldest());
             self.sequencer.advance(commit_ts.0);
             return Ok(());
@@ -393,13 +397,7 @@ impl<H: SchemaHistory> Sink<H> {
         mut rows: TxnRows,
         skip_changes: u32,
     ) -> Result<(), SinkError> {
-        let mut left = skip_changes;
-        while left > 0 {
-            let changes = left.min(SKIPPED);
-            rows.skip(changes)?;
-            self.hold(commit_ts, rows.take_held()).await?;
-            left -= changes;
-        }
+        self.skip(commit_ts, &mut rows, skip_changes).await?;
         loop {
             let shape = self.options.shape;
             let (slice, back) = tokio::task::spawn_blocking(move || {
@@ -419,6 +417,18 @@ impl<H: SchemaHistory> Sink<H> {
             }
             self.rows(&slice).await?;
         }
+    }
+
+    /// Passes over changes that a predecessor has written.
+    async fn skip(&mut self, commit_ts: CommitTs, rows: &mut TxnRows, changes: u32) -> Result<(), SinkError> {
+        let mut left = changes;
+        while left > 0 {
+            let changes = left.min(SKIPPED);
+            rows.skip(changes)?;
+            self.hold(commit_ts, rows.take_held()).await?;
+            left -= changes;
+        }
+        Ok(())
     }
 
     async fn row(&mut self, record: &RowRecord) -> Result<(), SinkError> {

@@ -94,7 +94,9 @@ impl Pipeline {
         let again = self.sent.iter().filter(|sent| from.is_some_and(|from| sent.commit_ts >= from));
         let held: Vec<_> = again
             .map(|sent| {
-                (sent.commit_ts, TxnRows::held_by_written(sent, &self.tracker.definitions()).unwrap())
+                let mut rows = TxnRows::of_written(sent, &self.tracker.definitions()).unwrap();
+                rows.skip(rows.changes()).unwrap();
+                (sent.commit_ts, rows.take_held())
             })
             .collect();
         for (commit_ts, changes) in held {
