@@ -15,9 +15,9 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
  && cd /target/release && cp pump drainer-kafka apply-mysql export-files binlogctl tidb-sim /out/
 
 FROM debian:bookworm-slim
-# curl: for health checks of the admin listener.
+# curl: for health checks of the admin listener. tzdata: names of time zones (upstream-time-zone, binlogctl -time-zone).
 RUN apt-get update \
- && apt-get install -y --no-install-recommends ca-certificates curl libssl3 zlib1g \
+ && apt-get install -y --no-install-recommends ca-certificates curl libssl3 tzdata zlib1g \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --uid 10001 --no-create-home --home-dir /var/lib/sluice --shell /usr/sbin/nologin sluice \
  && install -d -o sluice -g sluice /var/lib/sluice

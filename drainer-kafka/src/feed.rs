@@ -28,7 +28,7 @@ use crate::metrics;
 use crate::pull::{LostTransaction, PumpBatch};
 use crate::routing::Routing;
 use crate::schema::history::{HistoryError, SchemaHistory};
-use crate::schema::{Definition, Definitions, Tracker, records, was_undone};
+use crate::schema::{Definition, Definitions, SchemaError, Tracker, records, was_undone};
 use crate::sequence::TxnHeader;
 use crate::statement::renamed_columns;
 use crate::status::{Status, WaitingDdl};
@@ -241,7 +241,7 @@ pub enum FeedError {
         /// The statement.
         query: String,
         /// Why.
-        source: crate::schema::SchemaError,
+        source: SchemaError,
     },
     /// A DDL cannot go out.
     #[error("DDL at commit_ts {commit_ts} ({query}): {source}")]
@@ -366,6 +366,12 @@ impl<H: SchemaHistory> ShapeTask<H> {
             query: query(),
             source,
         })?;
+        let replicated = effect.after.iter().filter(|table| table.place.is_some());
+        let unread = replicated.filter_map(|table| table.unread_default(&self.routing)).next();
+        if let Some(unread) = unread {
+            let source = SchemaError::UnreadDefault { job: job.id, unread };
+            return Err(FeedError::Schema { commit_ts: commit_ts.0, query: query(), source });
+        }
         let outgoing =
             ddl::outgoing(self.routing.filter(), &job, &effect, &ddl.query, transaction.start_ts, commit_ts)
                 .map_err(|source| FeedError::Ddl { commit_ts: commit_ts.0, query: query(), source })?;

@@ -25,7 +25,6 @@ use crate::beginning::Beginning;
 use crate::claims::Claims;
 use crate::config::Config;
 use crate::feed::{FeedError, MergeTask, Merged, ShapeTask, SourceChange};
-use crate::filter::Filter;
 use crate::kafka::producer::ProducerOptions;
 use crate::kafka::sink::{Sink, SinkError, SinkOptions};
 use crate::kafka::start::{OpenLog, OpenOptions};
@@ -165,7 +164,7 @@ impl Leader {
         let kafka = self.kafka()?;
         let options = self.open_options(&topics);
         let log = start::open(&kafka, &options).await?;
-        let filter = self.config.syncer.filter()?;
+        let (filter, zone) = (self.config.syncer.filter()?, self.config.upstream_zone()?);
         let shape = Shape { max_record: log.row_limit, large_row: self.config.output.large_row.into() };
         let claims = self.config.output.claim_check_dir.as_ref().map(|base| Claims::new(base, &topics.rows));
         let history = Arc::new(StatusPort::new(TidbStatus::new(
@@ -173,7 +172,8 @@ impl Leader {
             &self.config.tidb_status(),
             &self.config.security,
         )?));
-        let begun = self.begin(log, &topics, filter, &history).await?;
+        let routing = Arc::new(Routing::new(filter, log.layout.clone()).in_zone(zone));
+        let begun = self.begin(log, &topics, routing, &history).await?;
         let Begun {
             producer,
             sequencer,
@@ -309,10 +309,9 @@ impl Leader {
         &self,
         log: OpenLog,
         topics: &Topics,
-        filter: Filter,
+        routing: Arc<Routing>,
         history: &Arc<StatusPort>,
     ) -> anyhow::Result<Begun> {
-        let routing = Arc::new(Routing::new(filter, log.layout.clone()));
         let rules_hash = routing.rules_hash();
         let feed = |feed_id: Bytes, layout: RowLayout| Feed {
             feed_id,
@@ -394,7 +393,12 @@ impl Leader {
         info!(jobs = jobs.len(), undecided = undecided.len(), "read the DDL history");
         let replayed =
             tokio::task::spawn_blocking(move || jobs.replay(routing, position, first_after)).await??;
-        Ok(replayed.complete(history.as_ref()).await?)
+        let tracker = replayed.complete(history.as_ref()).await?;
+        // Before anything is in the log: what goes into it now is what consumers make tables of.
+        match tracker.unread_default() {
+            Some(unread) => Err(anyhow::Error::new(Fatal(unread.into()))),
+            None => Ok(tracker),
+        }
     }
 
     /// Looks at the pumps' streams after `position` for the first of these jobs; `None` if none of them comes.

@@ -1,21 +1,34 @@
-//! Which topic and partition a table's rows go to. Pure.
+//! What the configuration says of tables: which topic and partition their rows go to, and the time zone in which old
+//! definitions are read. Pure.
 
 use schemas::partition;
 
 use crate::filter::Filter;
+use crate::schema::zone::UpstreamZone;
 use crate::sequence::{RowLayout, RowPartition};
 
-/// Filter rules and layout, as one epoch has them.
+/// Filter rules, layout and the upstream's time zone, as one epoch has them.
 #[derive(Clone, Debug)]
 pub struct Routing {
     filter: Filter,
     layout: RowLayout,
+    upstream_zone: Option<UpstreamZone>,
 }
 
 impl Routing {
     /// From the rules and the layout of the row topics.
     pub fn new(filter: Filter, layout: RowLayout) -> Self {
-        Self { filter, layout }
+        Self { filter, layout, upstream_zone: None }
+    }
+
+    /// With the time zone in which old definitions are read.
+    pub fn in_zone(self, upstream_zone: Option<UpstreamZone>) -> Self {
+        Self { upstream_zone, ..self }
+    }
+
+    /// The time zone in which old definitions are read, if it is configured.
+    pub fn upstream_zone(&self) -> Option<&UpstreamZone> {
+        self.upstream_zone.as_ref()
     }
 
     /// The filter rules.

@@ -23,13 +23,14 @@ use prost::Message;
 use schemas::binlog::{MutationType, PrewriteValue, TableMutation};
 use schemas::sluice::v1 as proto;
 use tidb::datum::Datum;
-use tidb::model::ColumnInfo;
+use tidb::model::{ColumnInfo, DefaultFault};
 use tidb::row::{RowError, RowImage, decode_delete, decode_insert, decode_update};
 use tidb::ts::{CommitTs, StartTs};
 use tidb::value::Value;
 
 use crate::inflight::{HeldChange, HeldRow, RowIdentity, Write};
 use crate::native;
+use crate::schema::zone::HOW_TO_KNOW;
 use crate::schema::{Definition, Definitions, Lookup};
 use crate::sequence::RowRecord;
 use crate::transaction::Transaction;
@@ -503,7 +504,10 @@ fn missing(definition: &Definition, column: &ColumnInfo) -> Result<Value, Transl
     column.absent_value().map_err(|e| TranslateFault::Default {
         table: format!("{}.{}", definition.database, definition.table()),
         column: column.name().to_owned(),
-        reason: e.to_string(),
+        reason: match e.fault {
+            DefaultFault::ServerTimeZone => HOW_TO_KNOW.to_owned(),
+            _ => e.to_string(),
+        },
     })
 }
 

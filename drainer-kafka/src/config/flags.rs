@@ -145,6 +145,7 @@ mod tests {
             data-dir = "/from/file"
             detect-interval = 10
             initial-commit-ts = 42
+            upstream-time-zone = "+08:00"
             [security]
             [syncer]
             db-type = "kafka"
@@ -166,6 +167,7 @@ mod tests {
         assert_eq!(config.data_dir, PathBuf::from("/from/flag"));
         assert_eq!((config.initial_commit_ts, config.output.partitions), (-1, 3));
         assert_eq!(config.detect_interval, HumanDuration::from_secs(10));
+        assert_eq!(config.upstream_zone().unwrap().unwrap().name(), "+08:00");
         assert_eq!(config.pd_urls(), ["http://a:2379", "http://b:2379"]);
         assert_eq!(config.kafka().brokers, ["k1:9092", "k2:9092"]);
         assert_eq!(config.topic(7), "orders");
@@ -196,6 +198,7 @@ mod tests {
             ("[syncer.to]\nkafka-addrs = \"a:1\"\n[kafka]\nbrokers = [\"b:1\"]", "kafka.brokers"),
             ("pd-urls = \"a:2379\"", "pd-urls"),
             ("pull-budget = \"1 KiB\"", "pull-budget"),
+            ("upstream-time-zone = \"Middle/Earth\"", "upstream-time-zone"),
             ("in-flight-budget = \"1 KiB\"", "in-flight-budget"),
             ("addr = \"0.0.0.0:8249\"", "advertise-addr"),
             ("initial-commit-ts = -5", "initial-commit-ts"),

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::flags::Flags;
 use crate::filter::{Filter, FilterRules, TablePattern};
+use crate::schema::zone::UpstreamZone;
 use crate::translate::LargeRow;
 
 /// Everything a drainer can be told.
@@ -56,6 +57,9 @@ pub struct Config {
     pub max_message_size: ByteSize,
     /// TiDB status ports (`host:port`), comma-separated. Default: those registered in PD.
     pub tidb_status: String,
+    /// The time zone of TIMESTAMP defaults that the upstream keeps from before TiDB 2.1: a name such as `Asia/Shanghai`, or an
+    /// offset such as `+08:00`. The upstream's `system_tz` (in its table `mysql.tidb`). Needed only if there are such.
+    pub upstream_time_zone: String,
     /// How long a leader may be out of touch with etcd before a standby takes over.
     pub lease: HumanDuration,
     /// TLS of the drainer's port and of what it dials (PD, pumps, TiDB's status ports).
@@ -155,6 +159,7 @@ impl Default for Config {
             in_flight_budget: ByteSize::mib(64),
             max_message_size: ByteSize::gib(1),
             tidb_status: String::new(),
+            upstream_time_zone: String::new(),
             lease: HumanDuration::from_secs(10),
             security: Security::default(),
             syncer: SyncerConfig::default(),
@@ -222,6 +227,18 @@ impl Config {
         listed(&self.tidb_status)
     }
 
+    /// The time zone of defaults from before TiDB kept them in UTC, if it is set.
+    ///
+    /// # Errors
+    /// It is no time zone; the error names the key.
+    pub fn upstream_zone(&self) -> Result<Option<UpstreamZone>, Invalid> {
+        if self.upstream_time_zone.is_empty() {
+            return Ok(None);
+        }
+        let zone = UpstreamZone::parse(&self.upstream_time_zone);
+        zone.map(Some).map_err(|reason| Invalid::new("upstream-time-zone", reason))
+    }
+
     /// The `[kafka]` section with the brokers of `[syncer.to]`, whichever was set.
     pub fn kafka(&self) -> KafkaConfig {
         let mut kafka = self.kafka.clone();
@@ -282,6 +299,7 @@ impl Validate for Config {
             return Err(Invalid::new("syncer.db-type", reason));
         }
         self.syncer.filter()?;
+        self.upstream_zone()?;
         self.validate_topic()?;
         if !self.syncer.to.kafka_addrs.is_empty()
             && !self.kafka.brokers.is_empty()

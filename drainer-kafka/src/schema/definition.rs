@@ -7,6 +7,7 @@ use schemas::sluice::v1 as proto;
 use tidb::model::{ColumnInfo, DbInfo, IndexInfo, TableInfo};
 use tidb::ts::CommitTs;
 
+use super::zone::{self, UnreadDefault};
 use crate::routing::Routing;
 use crate::sequence::RowPartition;
 
@@ -21,7 +22,7 @@ pub struct Definition {
     pub database_id: i64,
     /// Name of its database, as written.
     pub database: String,
-    /// TiDB's own description.
+    /// TiDB's own description; the defaults of TIMESTAMP columns in UTC, as far as the upstream's time zone is known.
     pub info: TableInfo,
     /// Columns whose values go out: public, not hidden, not virtual; as positions in `info.cols`.
     pub columns: Vec<usize>,
@@ -35,10 +36,13 @@ impl Definition {
     pub(super) fn new(
         routing: &Routing,
         database: &DbInfo,
-        info: TableInfo,
+        mut info: TableInfo,
         version: i64,
         commit_ts: CommitTs,
     ) -> Self {
+        if let Some(zone) = routing.upstream_zone() {
+            zone.put_in_utc(&mut info);
+        }
         let database_name = database.name.as_str().to_owned();
         let columns = info.cols.iter().enumerate().filter(|(_, c)| is_carried(c)).map(|(at, _)| at).collect();
         Self {
@@ -61,6 +65,11 @@ impl Definition {
     /// The table's name, as written.
     pub fn table(&self) -> &str {
         self.info.name()
+    }
+
+    /// A default of which nobody can tell what instant it is, so that neither rows that lack it nor a DDL can be given on.
+    pub fn unread_default(&self, routing: &Routing) -> Option<UnreadDefault> {
+        zone::unread(&self.database, &self.info, routing.upstream_zone())
     }
 
     /// For the schema topic.

@@ -15,6 +15,7 @@ mod definition;
 pub mod history;
 pub mod records;
 mod renames;
+pub mod zone;
 
 use std::sync::Arc;
 
@@ -23,6 +24,7 @@ use tidb::model::{ActionType, DbInfo, InvolvingSchema, Job, List, TableInfo};
 use tidb::ts::CommitTs;
 
 pub use self::definition::{Database, Definition, Definitions, Dropped, Lookup, Recoverable};
+use self::zone::UnreadDefault;
 use crate::filter::is_system_schema;
 use crate::routing::Routing;
 
@@ -56,6 +58,14 @@ pub enum SchemaError {
         kind: ActionType,
         /// What is missing.
         what: &'static str,
+    },
+    /// A replicated table that the job leaves has a default that nobody can read.
+    #[error("job {job}: {unread}")]
+    UnreadDefault {
+        /// Job id.
+        job: i64,
+        /// Which.
+        unread: UnreadDefault,
     },
     /// The job is about a table that no earlier job made.
     #[error("job {job} ({kind}) names table id {table_id}, which no earlier job made")]
@@ -197,6 +207,13 @@ impl Tracker {
     /// Forgets the ids that were dropped by jobs up to this version: no row can name them any more.
     pub fn forget_dropped(&mut self, version: i64) {
         Arc::make_mut(&mut self.definitions).forget_dropped(version);
+    }
+
+    /// A default of a replicated table that nobody can read.
+    pub fn unread_default(&self) -> Option<UnreadDefault> {
+        let mut tables: Vec<_> = self.definitions.tables().filter(|table| table.place.is_some()).collect();
+        tables.sort_unstable_by_key(|table| table.id());
+        tables.into_iter().find_map(|table| table.unread_default(&self.routing))
     }
 
     /// Passes over a job of a kind that this build does not know and that is history: what it left behind counts, if it is

@@ -13,6 +13,7 @@ use tidb::datum::Datum;
 use super::*;
 use crate::filter::{Filter, FilterRules};
 use crate::routing::Routing;
+use crate::schema::zone::UpstreamZone;
 use crate::schema::{Effect, SchemaError, Tracker};
 use crate::sequence::RowLayout;
 
@@ -26,8 +27,12 @@ pub(super) struct Cluster {
 
 impl Cluster {
     pub(super) fn new() -> Self {
+        Self::in_zone(None)
+    }
+
+    fn in_zone(zone: Option<UpstreamZone>) -> Self {
         let layout = RowLayout { topics: vec![("t".to_owned(), 4)] };
-        let routing = Routing::new(Filter::new(FilterRules::default()).unwrap(), layout);
+        let routing = Routing::new(Filter::new(FilterRules::default()).unwrap(), layout).in_zone(zone);
         let mut cluster = Self { tracker: Tracker::new(Arc::new(routing)), version: 0 };
         let database = json!({"id": 9, "db_name": {"O": "d", "L": "d"}});
         cluster.run(1, 0, json!({"DBInfo": database}));
@@ -134,7 +139,7 @@ fn shown(fields: &[Field]) -> Vec<(i64, String)> {
             let text = match field.value.as_ref().unwrap() {
                 V::Null(_) => "NULL".to_owned(),
                 V::Int(v) => v.to_string(),
-                V::Text(v) => v.clone(),
+                V::Text(v) | V::Timestamp(v) => v.clone(),
                 other => format!("{other:?}"),
             };
             (field.column_id, text)
@@ -408,6 +413,37 @@ fn the_version_of_a_transaction_is_not_asked() {
         assert_eq!(shown(&RowChange::decode(records[0].value.clone()).unwrap().after), expected, "{named}");
         assert_eq!(records[0].schema_version, 41);
     }
+}
+
+/// A TIMESTAMP default from before TiDB kept those in UTC: in a row that lacks the column, and in the schema topic.
+#[test]
+fn old_timestamp_defaults_are_read_in_the_upstream_s_time_zone() {
+    let old = column(
+        2,
+        json!({
+            "version": 0, "origin_default": "2019-07-15 12:00:00", "default": "2019-01-15 12:00:00",
+            "type": {"Tp": 7, "Flag": 0, "Flen": 19, "Decimal": 0, "Charset": "binary", "Collate": "binary"},
+        }),
+    );
+    let columns = [column(1, json!({})), old];
+    let mut cluster = Cluster::new();
+    cluster.table(&columns, json!({}));
+    let error = cluster.rows(vec![inserts(vec![insert(1, &[])])]).unwrap().next_slice(&SHAPE, 1).unwrap_err();
+    assert!(error.to_string().contains("upstream-time-zone") && error.to_string().contains("c2"), "{error}");
+    assert!(cluster.tracker.unread_default().is_some());
+
+    let mut cluster = Cluster::in_zone(Some(UpstreamZone::parse("+08:00").unwrap()));
+    cluster.table(&columns, json!({}));
+    assert_eq!(cluster.tracker.unread_default(), None);
+    let change = cluster.changes(vec![inserts(vec![insert(1, &[])])]).remove(0);
+    assert_eq!(shown(&change.after), values(&[(1, "1"), (2, "2019-07-15 04:00:00")]));
+    let definitions = cluster.tracker.definitions();
+    let written = definitions.table(50).unwrap().to_proto().tidb_json;
+    let written: tidb::model::TableInfo = serde_json::from_slice(&written).unwrap();
+    let literal = |text: &str| Some(tidb::model::Literal::from_text(text));
+    assert_eq!(written.cols[1].version, 1);
+    assert_eq!(written.cols[1].default, literal("2019-01-15 04:00:00"));
+    assert_eq!(written.cols[1].origin_default, literal("2019-07-15 04:00:00"));
 }
 
 /// Rows that were written before a DDL and commit after it, and the other way round.

@@ -4,10 +4,14 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use drainer_kafka::feed::{Merged, ShapeTask};
+use drainer_kafka::feed::{FeedError, Merged, ShapeTask};
+use drainer_kafka::filter::{Filter, FilterRules};
 use drainer_kafka::kafka::sink::Work;
+use drainer_kafka::routing::Routing;
 use drainer_kafka::schema::Tracker;
 use drainer_kafka::schema::history::{HistoryError, SchemaHistory};
+use drainer_kafka::schema::zone::UpstreamZone;
+use drainer_kafka::sequence::RowLayout;
 use drainer_kafka::status::Status;
 use drainer_kafka::transaction::{DdlBinlog, Transaction};
 use drainer_kafka::translate::{LargeRow, Shape};
@@ -71,14 +75,22 @@ fn ddl(commit_ts: u64, job_id: i64, query: &'static str, schema_state: i32) -> T
 
 /// Runs the task over `transactions` and gives what came out.
 async fn shaped(answers: Arc<Answers>, transactions: Vec<Transaction>) -> Vec<String> {
+    run(routing(), answers, transactions).await.unwrap()
+}
+
+async fn run(
+    routing: Arc<Routing>,
+    answers: Arc<Answers>,
+    transactions: Vec<Transaction>,
+) -> Result<Vec<String>, FeedError> {
     let shape = Shape { max_record: 1 << 20, large_row: LargeRow::Chunk };
-    let tracker = Tracker::new(routing());
-    let task = ShapeTask::new(tracker, answers, routing(), shape, 1 << 20, Tso::ZERO, Status::default());
+    let tracker = Tracker::new(routing.clone());
+    let task = ShapeTask::new(tracker, answers, routing, shape, 1 << 20, Tso::ZERO, Status::default());
     let (merged_in, merged_out) = mpsc::channel(4);
     let (work_in, mut work_out) = mpsc::channel(16);
     merged_in.send(Merged::Transactions(transactions)).await.unwrap();
     drop(merged_in);
-    task.run(merged_out, work_in).await.unwrap();
+    task.run(merged_out, work_in).await?;
     let mut out = Vec::new();
     while let Some(work) = work_out.recv().await {
         out.push(match work {
@@ -93,7 +105,42 @@ async fn shaped(answers: Arc<Answers>, transactions: Vec<Transaction>) -> Vec<St
             other => format!("{other:?}"),
         });
     }
-    out
+    Ok(out)
+}
+
+/// TIMESTAMP defaults from before TiDB kept them in UTC go out in UTC, or nothing does.
+#[tokio::test]
+async fn a_default_in_a_server_s_time_zone_stops_the_feed_until_the_zone_is_known() {
+    let column = json!({
+        "id": 1, "name": {"O": "at", "L": "at"}, "state": 5, "version": 0, "default": "2019-01-15 12:00:00",
+        "type": {"Tp": 7, "Flen": 19, "Charset": "binary"},
+    });
+    let table = json!({
+        "id": 8, "type": 3, "schema_id": 70, "schema_name": "d", "table_id": 71, "state": 6,
+        "binlog": {"SchemaVersion": 41, "TableInfo": {"id": 71, "name": {"O": "t", "L": "t"}, "cols": [column]}},
+    });
+    let table: Job = serde_json::from_value(table).unwrap();
+    let zone = || UpstreamZone::parse("+08:00").unwrap();
+    let ignore = FilterRules { ignore_schemas: vec!["d".to_owned()], ..FilterRules::default() };
+    for (rules, zone, stops) in [
+        (FilterRules::default(), None, true),
+        (FilterRules::default(), Some(zone()), false),
+        (ignore, None, false),
+    ] {
+        let answers = Arc::new(Answers::default());
+        answers.jobs.lock().unwrap().extend([Some(database(6)), Some(table.clone())]);
+        let layout = RowLayout { topics: vec![("t".to_owned(), 1)] };
+        let routing = Arc::new(Routing::new(Filter::new(rules).unwrap(), layout).in_zone(zone));
+        let transactions =
+            vec![ddl(10, 7, "CREATE DATABASE `d`;", 5), ddl(20, 8, "CREATE TABLE `t` LIKE `old`;", 5)];
+        match run(routing, answers, transactions).await {
+            Ok(out) => assert!(!stops && out.len() == 2, "{out:?}"),
+            Err(error) => {
+                let text = format!("{error} {}", std::error::Error::source(&error).unwrap());
+                assert!(stops && text.contains("upstream-time-zone") && text.contains("d.t"), "{text}");
+            }
+        }
+    }
 }
 
 #[tokio::test]

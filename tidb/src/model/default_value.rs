@@ -67,6 +67,39 @@ impl ColumnInfo {
         })
     }
 
+    /// Those of the column's defaults that are in the time zone of the TiDB server that made them: of TIMESTAMP columns of
+    /// `version` 0, other than zero and CURRENT_TIMESTAMP.
+    pub fn server_times(&self) -> Vec<&Literal> {
+        let defaults = [&self.default, &self.origin_default].into_iter().flatten();
+        defaults.filter(|literal| self.is_server_time(literal)).collect()
+    }
+
+    /// True for a default of this column that is in the time zone of the TiDB server that made it.
+    pub fn is_server_time(&self, default: &Literal) -> bool {
+        const NOW: &str = "CURRENT_TIMESTAMP";
+        let text = default.text();
+        let is_now = text.get(..NOW.len()).is_some_and(|start| start.eq_ignore_ascii_case(NOW));
+        let is_zero = || Time::parse(&text, self.field_type.fsp()).is_ok_and(|time| time.is_zero());
+        self.field_type.tp == tp::TIMESTAMP && self.version == 0 && !is_now && !is_zero()
+    }
+
+    /// Puts such defaults into UTC, as `utc` reads them: all of them, or none if there is one that it cannot read.
+    pub fn put_server_times(&mut self, utc: impl Fn(Time) -> Option<Time>) {
+        let read = |literal: &Option<Literal>| match literal {
+            Some(literal) if self.is_server_time(literal) => {
+                let time = Time::parse(&literal.text(), self.field_type.fsp()).ok().and_then(&utc)?;
+                Some(Some(Literal::Text(time.to_string())))
+            }
+            other => Some(other.clone()),
+        };
+        if self.server_times().is_empty() {
+            return;
+        }
+        if let (Some(default), Some(origin)) = (read(&self.default), read(&self.origin_default)) {
+            (self.default, self.origin_default, self.version) = (default, origin, 1);
+        }
+    }
+
     /// The type's zero: 0, the empty string, the zero date, the first ENUM element, the empty SET, JSON null;
     /// BINARY(n) is n zero bytes.
     pub fn zero_value(&self) -> Value {

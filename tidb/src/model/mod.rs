@@ -20,7 +20,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub use self::{
     action::ActionType,
     column::{ChangeStateInfo, ColumnInfo, Literal},
-    default_value::DefaultError,
+    default_value::{DefaultError, DefaultFault},
     field_type::{FieldType, flag, tp},
     job::{HistoryInfo, InvolvingSchema, Job, MultiSchemaInfo, SubJob},
     partition::{PartitionDefinition, PartitionInfo, PartitionKind},
