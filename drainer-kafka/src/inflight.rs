@@ -35,7 +35,9 @@ use tidb::value::Value;
 use crate::native;
 use crate::schema::Definition;
 
-/// Which row of a table, as far as an image tells.
+/// Which row of a table, as far as an image tells. In a table that has row ids neither part says enough: any key that is not
+/// clustered may be on its way out, so that rows equal in it come; and after EXCHANGE PARTITION two partitions may have rows
+/// of one row id.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RowIdentity {
     /// Its `_tidb_rowid`, in a table that has such. A row that moves to another partition gets a new one, and is inserted
@@ -48,7 +50,7 @@ pub struct RowIdentity {
 /// What a row brought that its definition does not have.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HeldRow {
-    /// The row afterwards, as far as the definition goes: its key, or all of it where it has none.
+    /// The row afterwards, as far as the definition goes: its clustered key, or all of it where it has none.
     pub fields: Vec<Field>,
     /// Values of unknown columns.
     pub values: Vec<(i64, Datum)>,
@@ -205,8 +207,8 @@ impl InFlight {
                 Some(Coming::Conversion(source)) => writes.iter().any(|write| write.keeps(*source, value)),
                 Some(Coming::Default(default)) => default != value,
             };
-            // A row without a key is found by all of its values, if there is anything to hold.
-            if identity.key.is_some() || !values.iter().any(keeps) {
+            // A row without a clustered key is found by all of its values, if there is anything to hold.
+            if identity.row_id.is_none() || !values.iter().any(keeps) {
                 values.retain(keeps);
             }
             let Some((column_id, _)) = row.values.first() else { continue };
@@ -263,7 +265,7 @@ impl InFlight {
         let table_id = after.id();
         let mut rows: Vec<(CommitTs, bool, HeldRow)> = Vec::new();
         for (identity, (since, row)) in self.rows.get(&table_id).into_iter().flatten() {
-            rows.push((*since, identity.key.is_none(), row.clone()));
+            rows.push((*since, identity.row_id.is_some(), row.clone()));
         }
         self.dropped(table_id);
         rows.sort_by_key(|(since, ..)| *since);
@@ -277,7 +279,7 @@ impl InFlight {
             .map(|column| Made { table: after, column, source: source(before, after, renamed, column) })
             .collect();
         let mut updates = Vec::new();
-        for (_, is_keyless, row) in rows {
+        for (_, is_by_row_id, row) in rows {
             let mut usuals = Vec::new();
             let mut news = Vec::new();
             let mut differs = false;
@@ -285,7 +287,7 @@ impl InFlight {
                 let Some((usual, value)) = column.values(&row)? else { continue };
                 let is_new = usual.as_ref() != Some(&value);
                 differs |= is_new;
-                if is_new || is_keyless {
+                if is_new || is_by_row_id {
                     usuals.extend(usual.map(|usual| native::field(column.column.id, &usual)));
                     news.push(native::field(column.column.id, &value));
                 }

@@ -411,14 +411,14 @@ impl Images {
         let before = self.before.as_ref().and_then(|image| identity(definition, image));
         let mut after = None;
         if let Some(image) = self.after.as_ref().filter(|image| coming(image)) {
-            // An inserted row leaves NULLs out; without a key, all columns are needed to find it again.
+            // An inserted row leaves NULLs out; without a clustered key, all columns are needed to find it again.
             let fields = match &self.before {
                 None => inserted(definition, image)?,
                 Some(_) => present(definition, image),
             };
             let write = write(definition, self.before.as_ref(), image);
             after = identity(definition, image).map(|identity| {
-                let fields = if identity.key.is_some() { keyed(definition, fields) } else { fields };
+                let fields = if identity.row_id.is_some() { fields } else { keyed(definition, fields) };
                 let values = coming_values(definition, image);
                 Box::new((identity, HeldRow { fields, values, writes: vec![write] }))
             });

@@ -216,7 +216,7 @@ pub struct Recoverable {
 pub struct Dropped {
     /// The schema version of the DDL that took it.
     pub version: i64,
-    /// The table to which late rows of the id belong (EXCHANGE PARTITION); 0: none.
+    /// The table to which late rows of the id belong (EXCHANGE PARTITION, PARTITION BY, REMOVE PARTITIONING); 0: none.
     pub continued_by: i64,
 }
 

@@ -296,10 +296,18 @@ impl Step<'_> {
                     self.drop(self.job.table_id, 0).map(|_| ())
                 }
             }
-            A::TruncateTable | A::PartitionTableBy | A::RemoveTablePartitioning => {
+            A::TruncateTable => {
                 let table = self.table_info()?.clone();
                 if table.id != self.job.table_id {
                     self.drop(self.job.table_id, 0)?;
+                }
+                self.put(table, self.job.schema_id)
+            }
+            // The rows stay: a TiDB that is a state behind writes to the new partitions already, under the old id.
+            A::PartitionTableBy | A::RemoveTablePartitioning => {
+                let table = self.table_info()?.clone();
+                if table.id != self.job.table_id {
+                    self.drop(self.job.table_id, table.id)?;
                 }
                 self.put(table, self.job.schema_id)
             }

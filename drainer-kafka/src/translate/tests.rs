@@ -524,6 +524,26 @@ fn late_rows_after_an_exchange() {
     }
 }
 
+/// PARTITION BY and REMOVE PARTITIONING give a table a new id; a TiDB that has not seen the job's last state writes under the
+/// old one, and what it writes is there.
+#[test]
+fn late_rows_after_a_table_is_partitioned_anew() {
+    let mut cluster = Cluster::new();
+    let columns = [column(1, json!({}))];
+    cluster.table(&columns, json!({}));
+    let row = |table_id: i64| TableMutation { table_id: Some(table_id), ..inserts(vec![insert(1, &[])]) };
+    for (kind, old_id, new_id) in [(71, 50, 51), (71, 51, 52), (72, 52, 53)] {
+        let after =
+            json!({"id": new_id, "name": {"O": "T", "L": "t"}, "cols": columns, "pk_is_handle": true});
+        cluster.run(kind, old_id, json!({"TableInfo": after}));
+        for table_id in [old_id, new_id] {
+            let mut rows = cluster.rows(vec![row(table_id)]).unwrap();
+            assert_eq!((rows.changes(), rows.discarded()), (1, 0), "{kind}: {table_id}");
+            assert_eq!(rows.next_slice(&SHAPE, usize::MAX).unwrap()[0].table_id, new_id);
+        }
+    }
+}
+
 /// A recovered table goes on under the id it had; a truncated one does not.
 #[test]
 fn tables_that_come_back() {
