@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use prost::Message as _;
 use schemas::sluice::v1::{Column, schema_record::Body};
 use schemas::sluice::v1::{DatabaseDefinition, DdlRecord, RowMeta, SchemaRecord, TableDefinition};
+use serde::Deserialize;
 use tidb::ts::CommitTs;
 
 /// One version of a table, with what is looked up all the time.
@@ -42,7 +43,8 @@ impl Table {
                 places.iter().all(|place| definition.columns.get(*place).is_some_and(|c| c.not_null));
             (key.primary || never_null).then(|| (places.clone(), key.primary))
         });
-        let (identity, lasting) = identity.map_or((None, false), |(places, primary)| (Some(places), primary));
+        let (identity, primary) = identity.map_or((None, false), |(places, primary)| (Some(places), primary));
+        let lasting = primary && is_clustered(&definition);
         Self { places, identity, lasting, unique, definition }
     }
 
@@ -82,8 +84,9 @@ impl Table {
         self.identity.as_deref()
     }
 
-    /// True if the identity is the primary key. Any other unique key may be dropped while rows are written, and from the
-    /// moment the upstream begins to drop it, rows that are equal in it come.
+    /// True if the identity is the primary key and that is clustered. Any other unique key may be dropped while rows are
+    /// written, a primary key that is not clustered too, and from the moment the upstream begins to drop it, rows that are
+    /// equal in it come.
     pub fn has_lasting_identity(&self) -> bool {
         self.lasting
     }
@@ -92,6 +95,21 @@ impl Table {
     pub fn unique_keys(&self) -> &[Option<Vec<usize>>] {
         &self.unique
     }
+}
+
+/// Whether a primary key is clustered, as TiDB's own description says it.
+#[derive(Deserialize)]
+struct Clustering {
+    #[serde(default)]
+    pk_is_handle: bool,
+    #[serde(default)]
+    is_common_handle: bool,
+}
+
+/// True if rows are stored by their primary key. Where there is no description, nothing else is known.
+fn is_clustered(definition: &TableDefinition) -> bool {
+    let clustering = serde_json::from_slice::<Clustering>(&definition.tidb_json);
+    clustering.map_or(true, |clustering| clustering.pk_is_handle || clustering.is_common_handle)
 }
 
 /// A schema record cannot be read.
@@ -296,5 +314,29 @@ mod tests {
         // A virtual column is in no row.
         assert_eq!(identity(vec![key(false, &[12])]), None);
         assert_eq!(identity(vec![key(false, &[99])]), None);
+    }
+
+    /// A primary key that is not clustered can be dropped.
+    #[test]
+    fn only_a_clustered_primary_key_lasts() {
+        let lasts = |primary, json: &str| {
+            let key = Key { primary, column_ids: vec![1], ..Default::default() };
+            let column = Column { id: 1, not_null: true, ..Default::default() };
+            let table = Table::new(TableDefinition {
+                columns: vec![column],
+                unique_keys: vec![key],
+                tidb_json: Bytes::copy_from_slice(json.as_bytes()),
+                ..Default::default()
+            });
+            assert_eq!(table.identity(), Some(&[0][..]));
+            table.has_lasting_identity()
+        };
+        let handles = |integer, common| {
+            format!(r#"{{"id":1,"pk_is_handle":{integer},"is_common_handle":{common},"cols":[]}}"#)
+        };
+        assert!(lasts(true, &handles(true, false)) && lasts(true, &handles(false, true)));
+        assert!(!lasts(true, &handles(false, false)) && !lasts(false, &handles(false, false)));
+        // Versions of TiDB before 5.0 know no other clustered keys.
+        assert!(lasts(true, r#"{"pk_is_handle":true}"#) && !lasts(true, r#"{"id":1}"#));
     }
 }

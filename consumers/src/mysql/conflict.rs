@@ -151,7 +151,8 @@ impl Applier {
             key.push_str(", by its key ");
             key.push_str(index);
         }
-        let cause = if index.is_some_and(|index| index != "PRIMARY") { KEY_GOING } else { "" };
+        let may_go = |index: &str| index != "PRIMARY" || !single.statement.table.has_lasting_identity();
+        let cause = if index.is_some_and(may_go) { KEY_GOING } else { "" };
         ApplyError::Conflict {
             seq: batch.first_seq,
             what,

@@ -13,7 +13,8 @@
 //! Images that do not fit the state so far – the log itself can hold those, see [`Anomalies`] – are taken the way that
 //! heals: what is written last counts. Not so where the identity is no primary key: such a key may be on its way out, and
 //! two rows that are equal in it are two rows. From the first change that speaks of another row than the one known by its
-//! key, or that lacks a column of the key (it is being dropped), the table's changes stay in their order.
+//! key, or that lacks a column of the key (it is being dropped), the table's changes stay in their order. So they do from an
+//! update of a key on that lacks another column: the row cannot be made anew.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -166,6 +167,9 @@ impl TableFold {
         {
             return self.tail.push(kind);
         }
+        if self.moves_in_part(&kind) {
+            return self.tail.push(kind);
+        }
         // A primary key says by itself which row is meant.
         let fit = if self.table.has_lasting_identity() { Fit::Follows } else { self.fit(&kind) };
         match (fit, kind) {
@@ -179,6 +183,21 @@ impl TableFold {
                 self.delete(before, anomalies);
             }
         }
+    }
+
+    /// True if a row gets another key and not all of its columns are known, since one is being dropped: it cannot be
+    /// deleted and inserted anew.
+    fn moves_in_part(&self, kind: &ChangeKind) -> bool {
+        let ChangeKind::Update { before, after } = kind else { return false };
+        let from = self.key(before);
+        if from == self.key(after) {
+            return false;
+        }
+        let known = self.rows.get(&from).and_then(|net| net.now.as_ref());
+        let mut moved = after.clone();
+        fill(&mut moved, known);
+        fill(&mut moved, Some(before));
+        !complete(&self.table, &moved)
     }
 
     /// True if the image has every column of the identity.
@@ -278,11 +297,7 @@ impl TableFold {
     }
 
     fn count(&mut self, kind: ChangeKind) {
-        let virtual_column = |place: usize| {
-            self.table.columns().get(place).is_some_and(|c| c.generated && !c.generated_stored)
-        };
-        let whole =
-            |row: &Row| row.iter().enumerate().all(|(place, value)| value.is_some() || virtual_column(place));
+        let whole = |row: &Row| complete(&self.table, row);
         let countable = kind.before().is_none_or(whole) && kind.after().is_none_or(whole);
         if !countable || !self.tail.is_empty() {
             self.tail.push(kind);
@@ -295,7 +310,7 @@ impl TableFold {
         };
         for (row, by) in [(before, -1), (after, 1)] {
             let Some(row) = row else { continue };
-            let key = encode_whole(&row);
+            let key = encode_whole(&self.table, &row);
             if let Some(count) = self.counts.get_mut(&key) {
                 count.net += by;
             } else {
@@ -371,15 +386,16 @@ fn moves(table: &Table, before: &Row, after: &Row) -> bool {
     })
 }
 
-/// True if the image can be inserted: only virtual generated columns are missing.
+/// True if the image can be inserted: nothing but generated columns is missing.
 pub(super) fn complete(table: &Table, row: &Row) -> bool {
     row.iter().zip(table.columns()).all(|(value, column)| value.is_some() || column.generated)
 }
 
-/// Values one after the other, each with its kind and length.
-fn encode_whole(row: &Row) -> Key {
+/// Values one after the other, each with its kind and length. Not those of generated columns, which follow from the others:
+/// while one is being dropped, a row comes without it and goes with it.
+fn encode_whole(table: &Table, row: &Row) -> Key {
     let mut key = BytesMut::new();
-    for value in row {
+    for (value, _) in row.iter().zip(table.columns()).filter(|(_, column)| !column.generated) {
         match value {
             // No kind of value begins with this byte.
             None => key.put_u8(0),
