@@ -21,7 +21,8 @@ use serde_json::json;
 use tidb::ts::Tso;
 
 use crate::downstream::{NamedRow, Shown};
-use crate::upstream::{Event, Step, Upstream};
+use crate::steps::Step;
+use crate::upstream::{Event, Upstream};
 
 const PUMPS: usize = 2;
 /// When the mixes happen, by PD's clock; a step of theirs is a millisecond.
@@ -111,7 +112,11 @@ async fn shown(mariadb: &MariaDb) -> Result<Shown> {
         let named = |row: mysql_async::Row| -> NamedRow {
             let names: Vec<_> =
                 row.columns_ref().iter().map(|column| column.name_str().into_owned()).collect();
-            (0..names.len()).map(|place| (names[place].clone(), row.get(place).unwrap())).collect()
+            let number = |place: usize| {
+                let text: Option<String> = row.get(place).unwrap();
+                text.map(|text| text.trim_end().parse().unwrap())
+            };
+            (0..names.len()).map(|place| (names[place].clone(), number(place))).collect()
         };
         let mut rows: Vec<_> = rows.into_iter().map(named).collect();
         rows.sort();
@@ -123,6 +128,7 @@ async fn shown(mariadb: &MariaDb) -> Result<Shown> {
 
 async fn run(name: &str, steps: &[Step]) -> Result<()> {
     let mut upstream = Upstream::default();
+    upstream.keys_hold = true;
     let mut events: Vec<Event> = steps.iter().flat_map(|step| upstream.step(step)).collect();
     events.extend(upstream.settle());
     let spans = events.len();
