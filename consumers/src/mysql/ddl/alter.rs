@@ -335,8 +335,10 @@ impl Alter<'_> {
             // Options may follow without a comma.
             return self.spec(&part.from(if part.is(1, &["="]) { 3 } else { 2 }));
         }
-        let passes: [&[&str]; 3] =
-            [&["RENAME", "COLUMN"], &["DROP", "PRIMARY", "KEY"], &["DROP", "FOREIGN", "KEY"]];
+        if part.starts(&["DROP", "FOREIGN", "KEY"]) {
+            return self.drop_foreign_key(part);
+        }
+        let passes: [&[&str]; 2] = [&["RENAME", "COLUMN"], &["DROP", "PRIMARY", "KEY"]];
         if passes.iter().any(|words| part.starts(words)) {
             self.push(part.joined());
             return Ok(());
@@ -515,6 +517,18 @@ impl Alter<'_> {
         };
         if there {
             self.push(text(self.target.is_mariadb(), &quoted(&name)));
+        }
+        Ok(())
+    }
+
+    /// MySQL has no IF EXISTS here: one that is not there is left out.
+    fn drop_foreign_key(&mut self, part: &Tokens<'_>) -> Result<(), Impossible> {
+        let exists = part.is(3, &["IF", "EXISTS"]);
+        let name = part.name(if exists { 5 } else { 3 });
+        let name = name.ok_or_else(|| Impossible(format!("`{}` names no foreign key", part.joined())))?;
+        let lower = name.to_lowercase();
+        if !exists || foreign_keys(self.before)?.iter().any(|foreign| foreign.name.lower == lower) {
+            self.push(format!("DROP FOREIGN KEY {}", quoted(&name)));
         }
         Ok(())
     }

@@ -257,7 +257,7 @@ pub(super) fn key(
 pub(super) struct ForeignKey {
     pub(super) id: i64,
     #[serde(rename = "fk_name")]
-    name: Name,
+    pub(super) name: Name,
     #[serde(default)]
     ref_schema: Name,
     ref_table: Name,

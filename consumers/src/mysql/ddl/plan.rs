@@ -60,6 +60,9 @@ pub enum Plan {
 /// Why a job needs nothing on MySQL and MariaDB.
 const NO_EFFECT: &str = "it has no effect on rows or their shape";
 
+/// Why LOCK TABLES and UNLOCK TABLES need nothing anywhere.
+const LOCKS: &str = "a lock is of the session that took it, and that is one of the upstream's";
+
 /// The plan for a schema change.
 pub fn plan(ddl: &Ddl, target: &Target, config: &DdlConfig) -> Plan {
     let planned = Statement::of(ddl).and_then(|statement| {
@@ -103,6 +106,9 @@ impl Context<'_> {
             ActionType::DropView => self.drop("VIEW"),
             ActionType::DropSequence => self.drop("SEQUENCE"),
             ActionType::CreateView => self.create_view(),
+            // A session that holds locks may write to nothing else, and this one writes to everything.
+            ActionType::LockTable | ActionType::UnlockTable => Ok(Plan::Nothing(LOCKS)),
+            ActionType::RepairTable => self.repair(),
             // Jobs have other numbers there.
             ActionType::RecoverTable if self.statement.tokens().is(2, &["BY", "JOB"]) => {
                 let table =
@@ -175,9 +181,9 @@ impl Context<'_> {
             | ActionType::PartitionTableBy
             | ActionType::RemoveTablePartitioning
             | ActionType::MultiSchemaChange => self.alter_table(),
-            ActionType::LockTable
-            | ActionType::UnlockTable
-            | ActionType::SetTiFlashReplica
+            ActionType::LockTable | ActionType::UnlockTable => Ok(Plan::Nothing(LOCKS)),
+            ActionType::RepairTable => self.repair(),
+            ActionType::SetTiFlashReplica
             | ActionType::UpdateTiFlashStatus
             | ActionType::ModifyAutoIdCache
             | ActionType::RebaseAutoRandom
@@ -197,8 +203,7 @@ impl Context<'_> {
             | ActionType::RemoveTtlInfo
             | ActionType::CreateResourceGroup
             | ActionType::AlterResourceGroup
-            | ActionType::DropResourceGroup
-            | ActionType::RepairTable => Ok(Plan::Nothing(NO_EFFECT)),
+            | ActionType::DropResourceGroup => Ok(Plan::Nothing(NO_EFFECT)),
             other => Err(Impossible(format!("jobs of type {} are not known to this build", other.number()))),
         }
     }
@@ -335,6 +340,23 @@ impl Context<'_> {
         }
     }
 
+    /// ADMIN REPAIR TABLE writes a definition anew that TiDB could not read; it is what it was, unless the user got it wrong.
+    /// There is nothing to repair here.
+    fn repair(&self) -> Result<Plan, Impossible> {
+        let create = |tables: &[std::sync::Arc<Table>]| {
+            let table = tables.first();
+            table.map(|table| create_table(table.database(), &info(table)?, self.target)).transpose()
+        };
+        if create(&self.ddl.before)? == create(&self.ddl.after)? {
+            return Ok(Plan::Nothing("it repairs a definition that is whole here"));
+        }
+        Err(Impossible(
+            "ADMIN REPAIR TABLE gave the table another definition than it had in the log. Give the table here the same one by \
+             hand and leave this out, or load it anew"
+                .to_owned(),
+        ))
+    }
+
     fn flashback_cluster(&self) -> Result<Plan, Impossible> {
         Err(Impossible(
             "FLASHBACK CLUSTER moved the whole upstream back in time without writing what changed into its binlog. Load \
@@ -422,122 +444,4 @@ pub(super) fn info(table: &Table) -> Result<TableInfo, Impossible> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use schemas::sluice::v1::{DdlEntry, TableDefinition};
-    use tidb::ts::{CommitTs, StartTs};
-
-    use super::*;
-    use crate::mysql::config::RecoverPolicy;
-
-    fn ddl(action: u32, statement: &str) -> Ddl {
-        Ddl {
-            seq: 1,
-            commit_ts: CommitTs::new(2),
-            start_ts: StartTs::new(1),
-            entry: DdlEntry {
-                job_id: 9,
-                action: action as i32,
-                statement: statement.to_owned(),
-                current_database: "d".into(),
-                ..Default::default()
-            },
-            before: vec![],
-            after: vec![],
-            job: None,
-            after_position: None,
-        }
-    }
-
-    fn table(name: &str) -> Arc<Table> {
-        let json = format!(
-            r#"{{"id":5,"name":{{"O":"{name}","L":"{name}"}},"charset":"utf8mb4","collate":"utf8mb4_bin","cols":[{{"id":1,"name":{{"O":"a","L":"a"}},"offset":0,"origin_default":null,"default":null,"type":{{"Tp":3,"Flag":0,"Flen":11,"Decimal":0,"Charset":"binary","Collate":"binary","Elems":null}},"state":5}}],"index_info":null,"state":5,"pk_is_handle":false}}"#
-        );
-        Arc::new(Table::new(TableDefinition {
-            table_id: 5,
-            version: 1,
-            database: "d".into(),
-            table: name.into(),
-            tidb_json: json.into_bytes().into(),
-            ..Default::default()
-        }))
-    }
-
-    fn target(version: &str) -> Target {
-        Target::from_version(version)
-    }
-
-    fn statements(plan: Plan) -> Vec<String> {
-        match plan {
-            Plan::Run(steps) => steps.into_iter().map(|step| step.statement).collect(),
-            Plan::Nothing(_) => Vec::new(),
-            Plan::Unsupported(reason) => vec![format!("refused: {reason}")],
-        }
-    }
-
-    /// No kind falls through to the refusal of unknown ones, and each is in the documentation.
-    #[test]
-    fn every_kind_of_job_is_decided_and_documented() {
-        let page = include_str!("../../../../docs/fidelity.md");
-        let mut known = 0;
-        for number in 1..=200 {
-            let action = ActionType::from(number);
-            let plan = plan(&ddl(number, "x"), &target("10.11.6-MariaDB"), &DdlConfig::default());
-            let unknown = format!("jobs of type {number} are not known to this build");
-            if matches!(action, ActionType::Other(_)) {
-                assert_eq!(plan, Plan::Unsupported(unknown));
-                continue;
-            }
-            known += 1;
-            assert_ne!(plan, Plan::Unsupported(unknown));
-            assert!(page.contains(&format!("`{action:?}`")), "{action:?} is not in docs/fidelity.md");
-        }
-        assert!(known >= 68, "{known}");
-    }
-
-    #[test]
-    fn what_only_tidb_can_do_stops_and_says_why() {
-        let config = DdlConfig::default();
-        for version in ["10.11.6-MariaDB", "8.0.36", "5.7.25-TiDB-v7.1.6"] {
-            let flashback = ddl(ActionType::FlashbackCluster.number(), "FLASHBACK CLUSTER TO TIMESTAMP '…'");
-            let said = statements(plan(&flashback, &target(version), &config));
-            assert!(
-                said[0].contains("refused: FLASHBACK CLUSTER") && said[0].contains("initial-commit-ts"),
-                "{said:?}"
-            );
-        }
-        let mut recover = ddl(ActionType::RecoverTable.number(), "RECOVER TABLE BY JOB 7;");
-        recover.after = vec![table("t")];
-        let said = statements(plan(&recover, &target("8.0.36"), &config));
-        assert!(said[0].contains("MySQL") && said[0].contains("no recycle bin"), "{said:?}");
-        let empty = DdlConfig { recover_table: RecoverPolicy::Empty, ..DdlConfig::default() };
-        assert!(
-            statements(plan(&recover, &target("10.11.6-MariaDB"), &empty))[0]
-                .starts_with("CREATE TABLE `d`.`t`")
-        );
-        // Jobs have other numbers on another TiDB.
-        let tidb = statements(plan(&recover, &target("5.7.25-TiDB-v7.1.6"), &config));
-        assert_eq!(tidb, ["RECOVER TABLE `d`.`t`"]);
-        let sequence = ddl(ActionType::CreateSequence.number(), "CREATE SEQUENCE `s`");
-        assert_eq!(
-            statements(plan(&sequence, &target("8.0.36"), &config)),
-            ["refused: MySQL has no sequences"]
-        );
-        assert_eq!(statements(plan(&sequence, &target("10.11.6-MariaDB"), &config)), ["CREATE SEQUENCE `s`"]);
-    }
-
-    /// One job each, all with the same text.
-    #[test]
-    fn a_drop_of_several_drops_one_at_a_time() {
-        let mut drop = ddl(ActionType::DropTable.number(), "DROP TABLE `t`, `u`");
-        drop.before = vec![table("t")];
-        for version in ["10.11.6-MariaDB", "8.0.36", "5.7.25-TiDB-v7.1.6"] {
-            let said = statements(plan(&drop, &target(version), &DdlConfig::default()));
-            assert_eq!(said, ["DROP TABLE `d`.`t`"], "{version}");
-        }
-        drop.before.clear();
-        let said = statements(plan(&drop, &target("8.0.36"), &DdlConfig::default()));
-        assert!(said[0].starts_with("refused: "), "{said:?}");
-    }
-}
+mod tests;

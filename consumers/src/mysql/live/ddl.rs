@@ -341,3 +341,85 @@ async fn a_backslash_at_the_end_of_a_comment_swallows_nothing() {
         columns.iter().map(|(name, comment)| (name.as_str(), comment.as_str())).collect();
     assert_eq!(columns, [("id", ""), ("p", "C:\\"), ("q", "")]);
 }
+
+/// Rows stay where partitions come and go, and foreign keys refuse nothing: what cascades is in the log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_and_foreign_keys_come_and_go() {
+    let server = Server::start().await;
+    server.run("CREATE DATABASE j CHARACTER SET utf8mb4 COLLATE utf8mb4_bin").await;
+    server.run("CREATE TABLE j.p (id INT NOT NULL PRIMARY KEY)").await;
+    server.run("CREATE TABLE j.c (id INT NOT NULL PRIMARY KEY)").await;
+    server.run("INSERT INTO j.p VALUES (1), (15)").await;
+    server.run("INSERT INTO j.c VALUES (1), (99)").await;
+    let config = server.config("come_and_go");
+    let (owner, mut session, _) = attach(&config).await;
+    let meta = Meta::new(&config.mysql.meta_database, &config.name);
+    let of = |id, name: &str, rest: &str| defined(id, id, name, &info(id, name, &[int(1, "id", 0)], rest));
+    let key = |id: i64, name: &str, on_delete: u8| {
+        format!(
+            r#"{{"id":{id},"fk_name":{{"O":"{name}","L":"{name}"}},"ref_schema":{{"O":"","L":""}},"ref_table":{{"O":"p","L":"p"}},"ref_cols":[{{"O":"id","L":"id"}}],"cols":[{{"O":"id","L":"id"}}],"on_delete":{on_delete},"on_update":0}}"#
+        )
+    };
+    let keys = |keys: &[String]| of(50, "c", &format!(r#","fk_info":[{}]"#, keys.join(",")));
+    let (f, g) = (key(1, "f", 2), key(2, "g", 0));
+    // The table has a new id after each change of its partitioning.
+    let (plain, ranges) = (of(41, "p", ""), of(42, "p", &partitions(&[("p0", 60, 10), ("p1", 61, 20)])));
+    let hash = of(
+        43,
+        "p",
+        r#","partition":{"type":2,"expr":"`id`","enable":true,"definitions":[{"id":62,"name":{"O":"p0","L":"p0"}}],"num":1}"#,
+    );
+    let whole = of(44, "p", "");
+    use ActionType as A;
+    let changes = [
+        (
+            A::PartitionTableBy,
+            "ALTER TABLE `p` PARTITION BY RANGE (`id`) (…);",
+            (&plain, &ranges),
+            ("p", "PARTITION `p1` VALUES LESS THAN (20)", true),
+        ),
+        (
+            A::PartitionTableBy,
+            "ALTER TABLE `p` PARTITION BY HASH (`id`) PARTITIONS 1;",
+            (&ranges, &hash),
+            ("p", "PARTITION BY HASH", true),
+        ),
+        (
+            A::RemoveTablePartitioning,
+            "ALTER TABLE `p` REMOVE PARTITIONING;",
+            (&hash, &whole),
+            ("p", "PARTITION", false),
+        ),
+        (
+            A::AddForeignKey,
+            "ALTER TABLE `c` ADD CONSTRAINT `f` FOREIGN KEY (`id`) REFERENCES `p` (`id`) ON DELETE CASCADE;",
+            (&keys(&[]), &keys(std::slice::from_ref(&f))),
+            ("c", "CONSTRAINT `f` FOREIGN KEY (`id`) REFERENCES `p` (`id`) ON DELETE CASCADE", true),
+        ),
+        (
+            A::AddForeignKey,
+            "ALTER TABLE `c` ADD FOREIGN KEY `g` (`id`) REFERENCES `p` (`id`);",
+            (&keys(std::slice::from_ref(&f)), &keys(&[f.clone(), g.clone()])),
+            ("c", "CONSTRAINT `g` FOREIGN KEY", true),
+        ),
+        (
+            A::DropForeignKey,
+            "ALTER TABLE `c` DROP FOREIGN KEY IF EXISTS `f`;",
+            (&keys(&[f.clone(), g.clone()]), &keys(std::slice::from_ref(&g))),
+            ("c", "CONSTRAINT `f`", false),
+        ),
+    ];
+    for (seq, (action, statement, (before, after), (name, wanted, there))) in (1..).zip(changes) {
+        let change = ddl(seq, action, statement, vec![before.clone()], vec![after.clone()]);
+        let from = position(seq - 1);
+        journal::run(&mut session, &meta, owner, &config, &change, &from, None).await.unwrap();
+        let shown = server.rows::<(String, String)>(&format!("SHOW CREATE TABLE j.{name}")).await.remove(0).1;
+        assert_eq!(shown.contains(wanted), there, "{statement}: {shown}");
+    }
+    let shown = server.rows::<(String, String)>("SHOW CREATE TABLE j.c").await.remove(0).1;
+    assert!(shown.contains("CONSTRAINT `g`"), "{shown}");
+    // The key of a row that is there without its parent's is not looked at, nor does a delete cascade.
+    session.conn.query_drop("DELETE FROM j.p WHERE id = 1").await.unwrap();
+    assert_eq!(server.rows::<i64>("SELECT id FROM j.c ORDER BY id").await, [1, 99]);
+    assert_eq!(server.rows::<i64>("SELECT id FROM j.p").await, [15]);
+}

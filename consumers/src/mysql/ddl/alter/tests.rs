@@ -243,3 +243,93 @@ fn text_made_of_other_types_goes_through_plain_numbers_or_is_refused() {
         }
     }
 }
+
+#[test]
+fn partitioning_is_that_of_the_definition() {
+    let parted = |kind: u8, rule: &str, definitions: &str| {
+        let rest = format!(
+            r#","partition":{{"type":{kind},{rule},"enable":true,"num":2,"definitions":[{definitions}]}}"#
+        );
+        table(&[column(1, "a", 3)], &rest)
+    };
+    let named = |name: &str, rest: &str| format!(r#"{{"id":7,"name":{{"O":"{name}","L":"{name}"}}{rest}}}"#);
+    let plain = table(&[column(1, "a", 3)], "");
+    let range = parted(
+        1,
+        r#""expr":"`a`""#,
+        &[named("p0", r#","less_than":["10"]"#), named("p1", r#","less_than":["MAXVALUE"]"#)].join(","),
+    );
+    let list = parted(
+        3,
+        r#""expr":"","columns":[{"O":"a","L":"a"}]"#,
+        &named("l", r#","in_values":[["1"],["NULL"]]"#),
+    );
+    let hash = parted(2, r#""expr":"`a`""#, &[named("p0", ""), named("p1", "")].join(","));
+    for version in ["10.11.6-MariaDB", "8.0.36"] {
+        for (statement, before, after, expected) in [
+            (
+                "PARTITION BY RANGE (`a`) (PARTITION `p0` VALUES LESS THAN (5 + 5),PARTITION `p1` VALUES LESS THAN (MAXVALUE))",
+                &plain,
+                &range,
+                "PARTITION BY RANGE (`a`) (PARTITION `p0` VALUES LESS THAN (10), PARTITION `p1` VALUES LESS THAN (MAXVALUE))",
+            ),
+            (
+                "PARTITION BY LIST COLUMNS (`a`) (PARTITION `l` VALUES IN (1, NULL)) UPDATE INDEXES (`k` GLOBAL)",
+                &range,
+                &list,
+                "PARTITION BY LIST COLUMNS(`a`) (PARTITION `l` VALUES IN (1, NULL))",
+            ),
+            // Named as TiDB names them, so that later statements find them.
+            (
+                "PARTITION BY HASH (`a`) PARTITIONS 2",
+                &list,
+                &hash,
+                "PARTITION BY HASH (`a`) (PARTITION `p0`, PARTITION `p1`)",
+            ),
+            ("REMOVE PARTITIONING", &hash, &plain, "REMOVE PARTITIONING"),
+        ] {
+            let said = run_on(version, &format!("ALTER TABLE `t` {statement}"), before, after, true);
+            assert_eq!(said.unwrap(), [expected], "{version}");
+        }
+    }
+    let refused = run("ALTER TABLE `t` PARTITION BY HASH (`a`)", &plain, &plain, true).unwrap_err();
+    assert!(refused.contains("not in the definition"), "{refused}");
+}
+
+#[test]
+fn foreign_keys_are_those_of_the_definition() {
+    let with = |foreign: &[(i64, &str, &str, u8)]| {
+        let keys: Vec<String> = foreign
+            .iter()
+            .map(|(id, name, schema, on_delete)| {
+                format!(
+                    r#"{{"id":{id},"fk_name":{{"O":"{name}","L":"{}"}},"ref_schema":{{"O":"{schema}","L":"{schema}"}},"ref_table":{{"O":"p","L":"p"}},"ref_cols":[{{"O":"x","L":"x"}}],"cols":[{{"O":"a","L":"a"}}],"on_delete":{on_delete},"on_update":0,"state":5,"version":1}}"#,
+                    name.to_lowercase()
+                )
+            })
+            .collect();
+        table(&[column(1, "a", 3)], &format!(r#","fk_info":[{}]"#, keys.join(",")))
+    };
+    let (none, one, two) = (with(&[]), with(&[(1, "F", "", 0)]), with(&[(1, "F", "", 0), (2, "g", "e", 2)]));
+    let add = |name: &str, table: &str, rest: &str| {
+        format!("ADD CONSTRAINT `{name}` FOREIGN KEY (`a`) REFERENCES {table} (`x`){rest}")
+    };
+    for version in ["10.11.6-MariaDB", "8.0.36"] {
+        for (statement, before, after, expected) in [
+            // Without a name TiDB gives it one.
+            ("ADD FOREIGN KEY (`a`) REFERENCES `p`(`x`)", &none, &one, vec![add("F", "`d`.`p`", "")]),
+            (
+                "ADD CONSTRAINT `g` FOREIGN KEY (`a`) REFERENCES `e`.`p`(`x`) ON DELETE CASCADE",
+                &one,
+                &two,
+                vec![add("g", "`e`.`p`", " ON DELETE CASCADE")],
+            ),
+            ("DROP FOREIGN KEY `F`", &one, &none, vec!["DROP FOREIGN KEY `F`".to_owned()]),
+            ("DROP FOREIGN KEY IF EXISTS f", &one, &none, vec!["DROP FOREIGN KEY `f`".to_owned()]),
+            ("DROP FOREIGN KEY IF EXISTS `h`", &one, &one, vec![]),
+        ] {
+            let said = run_on(version, &format!("ALTER TABLE `t` {statement}"), before, after, true);
+            assert_eq!(said.unwrap(), expected, "{version} {statement}");
+        }
+    }
+}
