@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use consumers::event::{Change, ChangeKind, Ddl, Row, Rows, Value};
-use consumers::files::config::{By, CsvConfig, Format, OutputConfig};
+use consumers::files::config::{By, CsvConfig, Format, JsonColumns, JsonlConfig, OutputConfig};
 use consumers::files::manifest::{Checkpoint, FileEntry, FileKind, Manifest};
 use consumers::files::output::Output;
 use consumers::position::{FeedId, Position};
@@ -288,10 +288,72 @@ fn json_lines_hold_exact_values() {
     let expected = serde_json::json!({
         "op": "update", "seq": 2, "change": 1, "commit_ts": 16 * HOURS, "start_ts": 16 * HOURS - 1,
         "database": "shop/..", "table": "a/b",
-        "before": {"id": 2, "note": "", "state": "it's, \"paid\"", "raw": "AP8=", "doc": {"a": [1, null]}, "price": "-0.50"},
-        "after": {"id": 2, "note": "=1+1", "state": "it's, \"paid\"", "raw": "AP8=", "doc": {"a": [1, null]}, "price": "-0.50"},
+        "before": {"id": 2, "note": "", "state": "it's, \"paid\"", "raw": "AP8=", "doc": "{\"a\": [1, null]}", "price": "-0.50"},
+        "after": {"id": 2, "note": "=1+1", "state": "it's, \"paid\"", "raw": "AP8=", "doc": "{\"a\": [1, null]}", "price": "-0.50"},
     });
     assert_eq!(line, expected);
+}
+
+/// Transaction 1: rows whose JSON column is SQL's NULL, the document `null` and the document `"null"`.
+fn nulls() -> Rows {
+    let documents = [None, Some("null"), Some("\"null\"")];
+    let changes = documents.into_iter().map(|document| {
+        let value = document.map_or(Value::Null(Null {}), |text| {
+            Value::Json(Json { text: text.into(), binary: Bytes::new() })
+        });
+        let mut after = row(1, None).to_vec();
+        after[4] = Some(value);
+        Change { table: table(1, "orders"), kind: ChangeKind::Insert { after: after.into() }, cost: 100 }
+    });
+    Rows { changes: changes.collect(), ..transaction(1) }
+}
+
+/// Exports [`nulls`] and reads the one file of rows.
+fn exported_nulls(config: impl FnOnce(&mut OutputConfig)) -> (FileEntry, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = OutputConfig { dir: dir.path().to_owned(), ..OutputConfig::default() };
+    config(&mut options);
+    let mut output = Output::open(&options).unwrap();
+    output.rows(&nulls()).unwrap();
+    output.checkpoint(position(1)).unwrap();
+    let mut rows = files(dir.path());
+    assert!(rows.iter().all(|file| (file.kind == FileKind::Rows) == file.json_columns.is_some()));
+    rows.retain(|file| file.kind == FileKind::Rows);
+    let text = fs::read_to_string(dir.path().join(&rows[0].path)).unwrap();
+    (rows.remove(0), text)
+}
+
+#[test]
+fn sql_null_is_not_the_document_null() {
+    let documents = |text: &str| -> Vec<String> {
+        text.lines()
+            .map(|line| {
+                let (_, rest) = line.split_once("\"doc\":").unwrap();
+                rest.split_once(",\"price\"").unwrap().0.to_owned()
+            })
+            .collect()
+    };
+    let (file, text) = exported_nulls(|_| {});
+    assert_eq!(documents(&text), ["null", "\"null\"", "\"\\\"null\\\"\""]);
+    assert_eq!(file.json_columns, Some(JsonColumns::Text));
+    // On request, at the price that is documented; the manifest tells who reads it.
+    let (file, text) = exported_nulls(|options| {
+        options.jsonl = JsonlConfig { json_columns: JsonColumns::Embedded };
+    });
+    assert_eq!(documents(&text), ["null", "null", "\"null\""]);
+    assert_eq!(file.json_columns, Some(JsonColumns::Embedded));
+    // CSV: without quotes it is NULL, whatever the marker.
+    for (marker, expected) in
+        [("", ["", "null", "\"\"\"null\"\"\""]), ("null", ["null", "\"null\"", "\"\"\"null\"\"\""])]
+    {
+        let (file, text) = exported_nulls(|options| {
+            options.format = Format::Csv;
+            options.csv.null = marker.to_owned();
+        });
+        let fields: Vec<&str> = text.lines().skip(1).map(|line| line.rsplit(',').nth(1).unwrap()).collect();
+        assert_eq!(fields, expected);
+        assert_eq!(file.json_columns, Some(JsonColumns::Text));
+    }
 }
 
 #[test]

@@ -149,6 +149,8 @@ pub struct OutputConfig {
     pub flush_interval: HumanDuration,
     /// Most files written at a time.
     pub open_files: usize,
+    /// The format of JSON lines.
+    pub jsonl: JsonlConfig,
     /// The format of CSV.
     pub csv: CsvConfig,
 }
@@ -162,9 +164,29 @@ impl Default for OutputConfig {
             rotate_bytes: ByteSize::mib(64),
             flush_interval: HumanDuration(Duration::from_secs(10)),
             open_files: 64,
+            jsonl: JsonlConfig::default(),
             csv: CsvConfig::default(),
         }
     }
+}
+
+/// The format of JSON lines.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct JsonlConfig {
+    /// What a JSON column's document is in a line.
+    pub json_columns: JsonColumns,
+}
+
+/// How the documents of JSON columns stand in a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JsonColumns {
+    /// A string that holds the document's text: `"null"` is the document `null`, `null` is SQL's NULL.
+    #[default]
+    Text,
+    /// The document itself, as part of the line. The document `null` looks like SQL's NULL.
+    Embedded,
 }
 
 /// The format of CSV.

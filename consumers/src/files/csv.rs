@@ -2,8 +2,8 @@
 //!
 //! Before the table's columns stand `_op`, `_seq`, `_change`, `_commit_ts`, `_start_ts`. An update is two lines,
 //! `update_before` and `update_after`, with the same `_seq` and `_change`. NULL is the configured marker without quotes
-//! (by default nothing), so that it differs from the empty string, which is `""`. Values are those of the JSON lines, but
-//! JSON itself is text. Virtual generated columns have no field.
+//! (by default nothing), so that it differs from the empty string, which is `""`. Values are those of the JSON lines; a
+//! document of a JSON column is its text, quoted where it could be taken for the marker. Virtual generated columns have no field.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

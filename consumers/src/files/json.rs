@@ -6,8 +6,12 @@
 //! ```
 //!
 //! Numbers are exact and may exceed 2⁵³; decimals are strings with all their digits; dates and times are strings, TIMESTAMP
-//! in UTC; binary strings are base64; ENUM and SET are their names; BIT is a number; JSON is embedded. Character strings
-//! that are not valid UTF-8 are `{"base64":"…"}`. A column that the log does not carry is left out.
+//! in UTC; binary strings are base64; ENUM and SET are their names; BIT is a number. Character strings that are not valid
+//! UTF-8 are `{"base64":"…"}`. A column that the log does not carry is left out.
+//!
+//! A JSON column is a string with the document's text, so that `"null"`, the document, is not `null`, SQL's NULL; every
+//! other value of the column is a string, too, whatever its document holds. On request documents are embedded: then these
+//! two look alike.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -15,11 +19,18 @@ use schemas::sluice::v1::{Column, TableDefinition};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value as Json, json};
 
+use super::config::JsonColumns;
 use crate::event::{Change, ChangeKind, Ddl, Row, Rows, Value};
 use crate::schema::Table;
 
 /// One change as a line.
-pub fn change(out: &mut Vec<u8>, rows: &Rows, number: u32, change: &Change) -> serde_json::Result<()> {
+pub fn change(
+    out: &mut Vec<u8>,
+    rows: &Rows,
+    number: u32,
+    change: &Change,
+    documents: JsonColumns,
+) -> serde_json::Result<()> {
     let op = match &change.kind {
         ChangeKind::Insert { .. } => "insert",
         ChangeKind::Update { .. } => "update",
@@ -41,7 +52,7 @@ pub fn change(out: &mut Vec<u8>, rows: &Rows, number: u32, change: &Change) -> s
         out.extend_from_slice(b",\"");
         out.extend_from_slice(name.as_bytes());
         out.extend_from_slice(b"\":{");
-        image(out, &change.table, row)?;
+        image(out, &change.table, row, documents)?;
         out.push(b'}');
     }
     if let Some(origin) = rows.origin {
@@ -55,7 +66,7 @@ pub fn change(out: &mut Vec<u8>, rows: &Rows, number: u32, change: &Change) -> s
     Ok(())
 }
 
-fn image(out: &mut Vec<u8>, table: &Table, row: &Row) -> serde_json::Result<()> {
+fn image(out: &mut Vec<u8>, table: &Table, row: &Row, documents: JsonColumns) -> serde_json::Result<()> {
     let mut first = true;
     for (value, column) in row.iter().zip(table.columns()) {
         let Some(value) = value else { continue };
@@ -64,12 +75,17 @@ fn image(out: &mut Vec<u8>, table: &Table, row: &Row) -> serde_json::Result<()> 
         }
         serde_json::to_writer(&mut *out, &column.name)?;
         out.push(b':');
-        scalar(out, value, column)?;
+        scalar(out, value, column, documents)?;
     }
     Ok(())
 }
 
-fn scalar(out: &mut Vec<u8>, value: &Value, column: &Column) -> serde_json::Result<()> {
+fn scalar(
+    out: &mut Vec<u8>,
+    value: &Value,
+    column: &Column,
+    documents: JsonColumns,
+) -> serde_json::Result<()> {
     match value {
         Value::Null(_) => out.extend_from_slice(b"null"),
         Value::Int(v) => serde_json::to_writer(out, v)?,
@@ -87,10 +103,13 @@ fn scalar(out: &mut Vec<u8>, value: &Value, column: &Column) -> serde_json::Resu
             serde_json::to_writer(out, &STANDARD.encode(bytes))?;
         }
         Value::Bytes(bytes) => serde_json::to_writer(out, &json!({ "base64": STANDARD.encode(bytes) }))?,
-        Value::Json(json) => match serde_json::from_str::<&RawValue>(&json.text) {
-            Ok(raw) => out.extend_from_slice(raw.get().as_bytes()),
-            // MySQL's JSON is JSON; should it ever not be, it is kept as text.
-            Err(_) => serde_json::to_writer(out, &json.text)?,
+        Value::Json(json) => match documents {
+            JsonColumns::Text => serde_json::to_writer(out, &json.text)?,
+            JsonColumns::Embedded => match serde_json::from_str::<&RawValue>(&json.text) {
+                Ok(raw) => out.extend_from_slice(raw.get().as_bytes()),
+                // MySQL's JSON is JSON; should it ever not be, it is kept as text.
+                Err(_) => serde_json::to_writer(out, &json.text)?,
+            },
         },
     }
     Ok(())

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::config::JsonColumns;
 use crate::position::Position;
 
 /// The manifest's name.
@@ -53,6 +54,10 @@ pub struct FileEntry {
     pub schema_version: i64,
     /// Size.
     pub bytes: u64,
+    /// How documents of JSON columns stand in it; only in files of row changes. Where a build before this field wrote the
+    /// file it is not there: they are embedded in JSON lines and text in CSV.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub json_columns: Option<JsonColumns>,
     /// CRC-32C of its bytes, eight hexadecimal digits.
     pub crc32c: String,
     /// Changes in it (an update is one, however many lines it has), or schema changes, or 1 for a definition.
@@ -213,6 +218,7 @@ mod tests {
             table_id: -1,
             schema_version: 5,
             bytes: u64::MAX,
+            json_columns: Some(JsonColumns::Text),
             crc32c: "00000000".into(),
             rows: 1,
             first_commit_ts: 1,
@@ -245,6 +251,15 @@ mod tests {
             manifest.append(&checkpoint(3)).unwrap();
             assert_eq!(read(dir.path()).unwrap(), [checkpoint(1), checkpoint(3)], "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn a_line_from_before_json_columns_were_named_is_read() {
+        let mut old = checkpoint(1);
+        old.files.iter_mut().for_each(|file| file.json_columns = None);
+        let line = render(&old).unwrap();
+        assert!(!String::from_utf8_lossy(&line).contains("json_columns"));
+        assert_eq!(parse(&line), Ok(old));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use tidb::ts::CommitTs;
 
-use super::config::{By, Format, OutputConfig};
+use super::config::{By, Format, JsonColumns, OutputConfig};
 use super::manifest::{Checkpoint, FileEntry, FileKind, Manifest, ManifestError, sync_dir};
 use super::name::component;
 use super::{csv, json};
@@ -186,8 +186,10 @@ impl Output {
             csv::header(&mut buffer, &change.table, &self.config.csv);
         }
         match self.config.format {
-            Format::Jsonl => json::change(&mut buffer, rows, number, change)
-                .map_err(|source| OutputError::Render { seq: rows.seq, source })?,
+            Format::Jsonl => {
+                json::change(&mut buffer, rows, number, change, self.config.jsonl.json_columns)
+                    .map_err(|source| OutputError::Render { seq: rows.seq, source })?;
+            }
             Format::Csv => csv::change(&mut buffer, rows, number, change, &self.config.csv),
         }
         let table = change.table.clone();
@@ -228,6 +230,7 @@ impl Output {
             table_id: table.id(),
             schema_version: table.version(),
             bytes: 0,
+            json_columns: None,
             crc32c: String::new(),
             rows: 0,
             first_commit_ts: commit_ts.get(),
@@ -241,6 +244,14 @@ impl Output {
         self.finish(file, path)?;
         self.schemas.insert((table.id(), table.version()));
         Ok(())
+    }
+
+    /// How documents of JSON columns stand in the files of row changes.
+    fn json_columns(&self) -> JsonColumns {
+        match self.config.format {
+            Format::Jsonl => self.config.jsonl.json_columns,
+            Format::Csv => JsonColumns::Text,
+        }
     }
 
     fn write(
@@ -267,6 +278,7 @@ impl Output {
                 table_id: table.map_or(0, |table| table.id()),
                 schema_version: table.map_or(0, |table| table.version()),
                 bytes: 0,
+                json_columns: table.map(|_| self.json_columns()),
                 crc32c: String::new(),
                 rows: 0,
                 first_commit_ts: commit_ts.get(),

@@ -37,18 +37,11 @@ impl Type<'_> {
 
     /// A value of a JSON line.
     pub(super) fn of_json(&self, value: &Value) -> Result<Cell> {
-        if value.is_null() && self.base() != "json" {
-            return Ok(Cell::Null);
-        }
-        if self.base() == "json" {
-            // The format cannot tell JSON's null from SQL's.
-            return Ok(if value.is_null() {
-                Cell::Null
-            } else {
-                Cell::Bytes(value.to_string().into_bytes())
-            });
-        }
         match value {
+            Value::Null => Ok(Cell::Null),
+            // The document's text; anything but a string would be a document that was embedded.
+            Value::String(text) if self.base() == "json" => Ok(Cell::Bytes(text.clone().into_bytes())),
+            other if self.base() == "json" => bail!("{other} in a JSON column"),
             Value::Number(number) => self.number(&number.to_string()),
             Value::String(text) if self.is_binary() => Ok(Cell::Bytes(STANDARD.decode(text)?)),
             Value::String(text) => Ok(Cell::Bytes(text.clone().into_bytes())),
