@@ -23,6 +23,7 @@ pub mod mysql;
 pub mod position;
 pub mod progress;
 pub mod queue;
+pub mod remains;
 pub mod schema;
 pub mod shape;
 pub mod spill;

@@ -32,6 +32,7 @@ use crate::metrics;
 use crate::position::Position;
 use crate::progress::FollowProgress;
 use crate::queue::{Closed, EventSender};
+use crate::remains::Remains;
 use crate::schema::{SchemaError, SchemaView};
 use crate::shape::ShapeError;
 
@@ -139,6 +140,24 @@ pub enum FollowError {
         /// Where to end.
         until: CommitTs,
     },
+    /// The schema topic holds less than the feed wrote into it.
+    #[error(
+        "{topic} partition 0 begins at offset {log_start} and holds {held} of the {wanted} definitions and DDLs that the feed \
+         wrote up to offset {last}: records were deleted (compaction takes repetitions only). What they said is lost to this \
+         consumer"
+    )]
+    DefinitionsDeleted {
+        /// The schema topic.
+        topic: String,
+        /// First offset there is.
+        log_start: i64,
+        /// Distinct keys in it.
+        held: u64,
+        /// Distinct keys written.
+        wanted: u64,
+        /// The last offset written.
+        last: i64,
+    },
     /// A topic of the contract has another number of partitions.
     #[error("topic {topic} has {found} partitions, it must have one")]
     Partitions {
@@ -187,6 +206,8 @@ pub fn follow(
             Start::Attach { .. } => None,
         },
         schema: SchemaView::default(),
+        remains: Remains::default(),
+        schema_start: 0,
         options,
         start,
         reader,
@@ -208,6 +229,10 @@ struct Follower {
     reader: LogReader,
     aligner: Aligner,
     schema: SchemaView,
+    /// What the schema topic must hold, and the keys it was seen to hold.
+    remains: Remains,
+    /// Where the schema topic began when it was read.
+    schema_start: i64,
     events: EventSender,
     progress: Arc<FollowProgress>,
     shutdown: Shutdown,
@@ -237,12 +262,19 @@ impl Follower {
                 return self.reached(until);
             }
         }
-        let offset = self.open_commits()?;
+        let offset = self.find_commits()?;
+        self.read_newest_summary()?;
         self.open_schema()?;
+        let commits = self.commits.clone();
+        self.reader.open(&commits, ONLY, offset)?;
         info!(topic = self.commits, offset, "following");
-        let mut idle = Instant::now();
+        let (mut idle, mut looked) = (Instant::now(), Instant::now());
         loop {
-            match self.poll(&self.commits.clone(), ONLY)? {
+            if looked.elapsed() >= REPORT {
+                looked = Instant::now();
+                self.schema_still_there()?;
+            }
+            match self.poll(&commits, ONLY)? {
                 Polled::Record(record) => {
                     self.progress.waiting(None);
                     self.commit_record(record)?;
@@ -266,9 +298,13 @@ impl Follower {
         let commit = CommitRecord::decode(value).map_err(|error| not_one(error.to_string()))?;
         let watermark = CommitTs::new(commit.watermark);
         let first = first_commit_ts(&commit);
+        let told = self.remains.told(&commit);
         let step = self.aligner.begin(offset, commit)?;
         if !matches!(step, Step::Stale) {
             self.progress.saw(watermark);
+        }
+        if told {
+            self.hold_schema()?;
         }
         match step {
             Step::Stale => {

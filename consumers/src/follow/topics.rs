@@ -2,15 +2,22 @@
 
 use std::time::{Duration, Instant};
 
-use tracing::warn;
+use prost::Message as _;
+use schemas::sluice::v1::CommitRecord;
+use tracing::{info, warn};
 
 use super::{FollowError, Follower, LOOK, ONLY, REPORT, Stop};
 use crate::chain::Start;
 use crate::kafka::{LogReader, Polled, ReadError, Record};
+use crate::remains::Missing;
 use crate::schema::SchemaView;
 
 /// How long a definition may be missing although rows that need it are visible.
 const DEFINITION: Duration = Duration::from_secs(60);
+/// How far before the end of the commit stream the first look for a summary goes: offsets, markers included.
+const WINDOW: i64 = 250;
+/// How long after one question about a topic's end the next is put.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Follower {
     /// Asks the brokers until they answer. A topic they do not know may only be one they have not loaded yet.
@@ -45,13 +52,13 @@ impl Follower {
         }
     }
 
-    /// Waits until a topic is there. Before anything was taken from the feed, for ever (the drainer may not have begun).
+    /// Waits until a topic is there: for ever, while the feed may not have begun.
     pub(super) fn await_topic(&mut self, topic: &str) -> Result<(), Stop> {
         let since = Instant::now();
         loop {
             match self.ask(topic, |reader| reader.partitions(topic))? {
                 1 => return Ok(()),
-                0 if self.position.is_some() && since.elapsed() >= REPORT => {
+                0 if (self.position.is_some() || self.remains.has_begun()) && since.elapsed() >= REPORT => {
                     return Err(ReadError::NoTopic { topic: topic.to_owned(), partition: ONLY }.into());
                 }
                 0 => {
@@ -63,7 +70,8 @@ impl Follower {
         }
     }
 
-    pub(super) fn open_commits(&mut self) -> Result<i64, Stop> {
+    /// Where the commit stream is to be read from, if it still goes on from there.
+    pub(super) fn find_commits(&mut self) -> Result<i64, Stop> {
         let topic = self.commits.clone();
         self.await_topic(&topic)?;
         let (log_start, end) = self.ask(&topic, |reader| reader.bounds(&topic, ONLY))?;
@@ -81,15 +89,51 @@ impl Follower {
         if offset > end {
             return Err(ReadError::Shorter { topic, partition: ONLY, offset: offset - 1, end }.into());
         }
-        self.reader.open(&topic, ONLY, offset)?;
         Ok(offset)
     }
 
-    /// Reads all definitions there are.
+    /// Reads what the end of the commit stream says of the schema topic, wherever following begins: this consumer may be
+    /// behind, or stand at the end where nothing comes any more.
+    pub(super) fn read_newest_summary(&mut self) -> Result<(), Stop> {
+        let topic = self.commits.clone();
+        let (log_start, end) = self.ask(&topic, |reader| reader.bounds(&topic, ONLY))?;
+        let (mut window, mut told) = (WINDOW, false);
+        while !told && log_start < end {
+            let from = (end - window).max(log_start);
+            self.reader.open(&topic, ONLY, from)?;
+            loop {
+                match self.poll(&topic, ONLY)? {
+                    Polled::Record(record) if record.offset >= end => break,
+                    // What cannot be read, or is another feed's, is named by whoever comes to it.
+                    Polled::Record(Record { value: Some(value), .. }) => {
+                        let ours = |commit: &CommitRecord| {
+                            let feed = self.position.as_ref().map(|position| position.feed_id);
+                            feed.is_none_or(|feed| feed.as_bytes() == commit.feed_id.as_ref())
+                        };
+                        if let Some(commit) = CommitRecord::decode(value).ok().filter(ours) {
+                            told |= self.remains.told(&commit);
+                        }
+                    }
+                    Polled::Record(_) => {}
+                    Polled::End => break,
+                    Polled::Nothing => self.progress.waiting(Some(format!("the end of {topic}"))),
+                }
+            }
+            if from == log_start {
+                break;
+            }
+            window *= 8;
+        }
+        Ok(())
+    }
+
+    /// Reads all definitions there are, and makes sure that they are all there were.
     pub(super) fn open_schema(&mut self) -> Result<(), Stop> {
         let topic = self.schema_topic.clone();
         self.await_topic(&topic)?;
         let (log_start, _) = self.ask(&topic, |reader| reader.bounds(&topic, ONLY))?;
+        self.schema_start = log_start;
+        self.remains.count_anew();
         self.reader.open(&topic, ONLY, log_start)?;
         loop {
             match self.poll(&topic, ONLY)? {
@@ -98,13 +142,92 @@ impl Follower {
                 Polled::Nothing => self.progress.waiting(Some(format!("the definitions in {topic}"))),
             }
         }
+        self.hold_schema()?;
         if let Some(position) = &self.position {
             self.schema.forget_before(position.commit_ts);
         }
         Ok(())
     }
 
+    /// Reads on in the schema topic until it holds what the commit stream says, and ends with an error if it never will.
+    pub(super) fn hold_schema(&mut self) -> Result<(), Stop> {
+        let topic = self.schema_topic.clone();
+        // Set once everything was visible and reading began anew after that: its end is the end.
+        let mut confirmed = false;
+        let mut asked: Option<Instant> = None;
+        loop {
+            let next = self.reader.next_offset(&topic, ONLY).unwrap_or_default();
+            if self.remains.is_whole(next) {
+                return Ok(());
+            }
+            match self.poll(&topic, ONLY)? {
+                Polled::Record(record) => {
+                    self.schema_record(record)?;
+                    continue;
+                }
+                // The end shows once; whoever came to it before sees nothing.
+                Polled::Nothing if confirmed || asked.is_some_and(|asked| asked.elapsed() < ASK_AGAIN) => {
+                    continue;
+                }
+                Polled::Nothing | Polled::End => asked = Some(Instant::now()),
+            }
+            let (log_start, visible) = self.ask(&topic, |reader| reader.bounds(&topic, ONLY))?;
+            let end = self.ask(&topic, |reader| reader.end_of_log(&topic, ONLY))?;
+            match self.remains.missing(next, visible, end) {
+                Missing::Nothing => return Ok(()),
+                Missing::Yet => {
+                    confirmed = false;
+                    self.progress.waiting(Some(format!("the definitions in {topic} to be readable")));
+                }
+                Missing::End { last: offset } => {
+                    return Err(ReadError::Shorter { topic, partition: ONLY, offset, end }.into());
+                }
+                Missing::Keys { .. } | Missing::Everything if !confirmed => {
+                    confirmed = true;
+                    self.reader.open(&topic, ONLY, next.max(log_start))?;
+                }
+                Missing::Keys { held, wanted, last } => {
+                    let gone = FollowError::DefinitionsDeleted { topic, log_start, held, wanted, last };
+                    return Err(gone.into());
+                }
+                Missing::Everything => {
+                    return Err(ReadError::Emptied { topic, partition: ONLY, end }.into());
+                }
+            }
+        }
+    }
+
+    /// Now and then: is the schema topic still the one that was read? What was read of it is kept; but nobody could go on
+    /// from here after a restart.
+    pub(super) fn schema_still_there(&mut self) -> Result<(), Stop> {
+        let topic = self.schema_topic.clone();
+        let Some(next) = self.reader.next_offset(&topic, ONLY) else { return Ok(()) };
+        let (log_start, end) = match self.reader.bounds(&topic, ONLY) {
+            Ok(bounds) => bounds,
+            Err(error) if error.is_transient() => return Ok(()),
+            Err(ReadError::NoTopic { .. }) => return self.await_topic(&topic),
+            Err(error) => return Err(error.into()),
+        };
+        if next > end {
+            return Err(ReadError::Shorter { topic, partition: ONLY, offset: next - 1, end }.into());
+        }
+        if log_start > self.schema_start {
+            // Compaction does that, too: the keys tell.
+            info!(
+                topic,
+                from = self.schema_start,
+                to = log_start,
+                "the schema topic begins later, reading it anew"
+            );
+            return self.open_schema();
+        }
+        Ok(())
+    }
+
     pub(super) fn schema_record(&mut self, record: Record) -> Result<(), Stop> {
+        if record.value.is_some() {
+            self.remains.saw(record.key.as_deref().unwrap_or_default());
+        }
         Ok(self.schema.apply(record.offset, record.key.as_deref(), record.value, record.meta.as_deref())?)
     }
 

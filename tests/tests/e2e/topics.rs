@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::{
     checker::{self, Log},
     harness::{
+        admin,
         kafka::Kafka,
         process::{Process, eventually},
         site::{Format, Speed},
@@ -397,26 +398,88 @@ async fn clean_up_by(kafka: &Kafka, topic: &str, policy: &str) -> Result<()> {
     Ok(())
 }
 
+/// Removes everything before `offset` from the schema topic. Kafka deletes nothing from a compacted topic unless it is made
+/// another one for a while.
+async fn trim_schema(kafka: &Kafka, schema: &str, offset: i64) -> Result<()> {
+    clean_up_by(kafka, schema, "delete").await?;
+    trim(kafka, schema, 0, offset).await?;
+    clean_up_by(kafka, schema, "compact").await
+}
+
+/// What the commit stream says last of the schema topic: the last offset written, and how many keys.
+fn extent(log: &Log) -> Result<(i64, u64)> {
+    let summaries = log.commits.iter().filter_map(|commit| commit.record.summary.as_ref());
+    let extent = summaries.filter_map(|summary| summary.schema).next_back().context("nobody counted")?;
+    Ok((extent.end - 1, extent.keys))
+}
+
 /// Without the definitions rows could not be read, or would be read wrongly: there is no going on with fewer of them.
 #[tokio::test]
-async fn a_trimmed_emptied_or_recreated_schema_topic_stops_the_drainer() -> Result<()> {
+async fn a_trimmed_emptied_or_recreated_schema_topic_stops_drainer_and_consumer() -> Result<()> {
     let site = Stopped::new("schema-gone").await?;
     let schema = format!("{}.schema", site.rows);
     let (_, end) = bounds(site.kafka(), &schema, 0).await?;
-    // Kafka deletes nothing from a compacted topic unless it is made another one for a while.
-    clean_up_by(site.kafka(), &schema, "delete").await?;
-    trim(site.kafka(), &schema, 0, 3).await?;
-    clean_up_by(site.kafka(), &schema, "compact").await?;
+    let (last, keys) = extent(&site.log)?;
+    let deleted = |begins: i64, held: u64| {
+        format!(
+            "{schema} partition 0 begins at offset {begins} and holds {held} of the {keys} definitions and DDLs that the feed \
+             wrote up to offset {last}: records were deleted (compaction takes repetitions only)"
+        )
+    };
+    // The first records are definitions of the beginning, each of a key of its own.
+    trim_schema(site.kafka(), &schema, 3).await?;
+    site.consumer_stops_saying(&deleted(3, keys - 3)).await?;
     site.drainer_stops_saying("records were deleted (compaction takes repetitions only)").await?;
-    clean_up_by(site.kafka(), &schema, "delete").await?;
-    trim(site.kafka(), &schema, 0, end).await?;
-    clean_up_by(site.kafka(), &schema, "compact").await?;
+    trim_schema(site.kafka(), &schema, end).await?;
+    site.consumer_stops_saying(&deleted(end, 0)).await?;
     site.drainer_stops_saying(&format!("topic {schema} holds 0 of the ")).await?;
     recreate(site.kafka(), &schema, 1).await?;
+    site.consumer_stops_saying(&format!(
+        "{schema} partition 0 ends at offset 0, but offset {last} was there before: the topic lost records or was made anew"
+    ))
+    .await?;
     site.drainer_stops_saying(&format!(
         "topic {schema} partition 0 ends at offset 0, but the feed wrote up to offset "
     ))
     .await
+}
+
+/// A consumer that has read everything, and waits at the end of a log to which nobody writes.
+#[tokio::test]
+async fn a_schema_topic_trimmed_or_recreated_under_a_running_consumer_stops_it() -> Result<()> {
+    let mut cast = Cast::begin("schema-running", "shop", Speed::Max).await?;
+    let schema = format!("{}.schema", cast.site.topic());
+    cast.verify_log().await?;
+    cast.drainer.1.signal(Signal::SIGTERM)?;
+    ends_well(&mut cast.drainer.1).await?;
+    let log = checker::read::log(cast.site.kafka.client(), cast.site.topic()).await?;
+    let (last, keys) = extent(&log)?;
+    let (apply, export) = (cast.site.apply()?, cast.site.export(Format::Jsonl)?);
+    let (mut applying, mut exporting) = (apply.program.start()?, export.program.start()?);
+    let end = cast.site.recording().end().commit_ts;
+    for service in [&apply, &export] {
+        eventually("everything to be applied", async || {
+            let Ok(status) = admin::json(&service.admin, "/status").await else { return Ok(None) };
+            Ok((status["progress"]["commit_ts"].as_u64() >= Some(end)).then_some(()))
+        })
+        .await?;
+    }
+    trim_schema(&cast.site.kafka, &schema, 2).await?;
+    let sentence = format!(
+        "{schema} partition 0 begins at offset 2 and holds {} of the {keys} definitions and DDLs that the feed wrote up to \
+         offset {last}",
+        keys - 2
+    );
+    stops_saying(&mut applying, &sentence).await?;
+    // The other one comes back after the topic was made anew, and before.
+    recreate(&cast.site.kafka, &schema, 1).await?;
+    let log = ends_badly(&mut exporting).await?;
+    ensure!(
+        log.contains(&sentence)
+            || log.contains(&format!("{schema} partition 0 ends at offset 0, but offset ")),
+        "{log}"
+    );
+    Ok(())
 }
 
 /// An empty commit stream and an empty schema topic are no new feed where rows of an old one are.
