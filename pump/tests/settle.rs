@@ -4,6 +4,9 @@
 
 mod site;
 
+use std::ffi::OsString;
+use std::process::ExitCode;
+
 use bytes::Bytes;
 use schemas::binlog::Binlog;
 use simulator::transactions::{End, Transaction};
@@ -64,36 +67,37 @@ async fn an_operator_can_settle_what_nobody_else_can() {
         pump.status().await["newest_timestamp"].as_u64().unwrap() >= commit_ts.0.get()
     })
     .await;
-    let http = node::tls::Security::default().http_client(site::PATIENCE).unwrap();
-    let put = async |word: String, token: Option<&str>| {
-        let mut request = http.put(format!("http://{}/settle/{word}", pump.at.admin_addr));
-        if let Some(token) = token {
-            request = request.bearer_auth(token);
-        }
-        let answer = soon("an answer", request.send()).await.unwrap();
-        (answer.status().as_u16(), answer.text().await.unwrap())
+    let addr = pump.at.admin_addr.to_string();
+    let settle = async |words: &[&str], token: Option<&str>| {
+        let mut arguments = vec!["binlogctl", "settle", "--addr", &addr, "--yes"];
+        arguments.extend(words);
+        arguments.extend(token.iter().flat_map(|token| ["--token", token]));
+        soon("an answer", node::ctl::run(arguments.into_iter().map(OsString::from))).await
     };
-    let [committed, rolled_back, lost] = [0, 1, 2].map(|i: usize| stuck[i].start_ts);
-    assert_eq!(put(format!("{rolled_back}/rolled-back"), None).await.0, 401);
-    assert_eq!(put(format!("{rolled_back}/rolled-back"), Some("wrong")).await.0, 401);
+    let [committed, rolled_back, lost] = [0, 1, 2].map(|i: usize| stuck[i].start_ts.to_string());
+    let dropped = ["rolled-back", "--start-ts", &rolled_back];
+    assert_eq!(settle(&dropped, None).await, ExitCode::FAILURE);
+    assert_eq!(settle(&dropped, Some("wrong")).await, ExitCode::FAILURE);
+    assert_eq!(settle(&["show"], None).await, ExitCode::SUCCESS);
     assert_eq!(pump.status().await["pending"], 3);
 
     let sesame = Some("sesame");
-    let too_late = commit_ts.0.get() + (3_600_000 << 18);
-    assert_eq!(put(format!("{committed}/committed/{too_late}"), sesame).await.0, 400);
-    assert_eq!(put(format!("{committed}/committed/{committed}"), sesame).await.0, 400);
-    let answer = put(format!("{committed}/committed/{commit_ts}"), sesame).await;
-    assert_eq!(answer, (200, format!("start_ts {committed} is settled\n")));
-    assert_eq!(put(format!("{rolled_back}/rolled-back"), sesame).await.0, 200);
-    assert_eq!(put(format!("{lost}/lost"), sesame).await.0, 200);
-    assert_eq!(put(format!("{lost}/lost"), sesame).await.0, 404);
+    let too_late = (commit_ts.0.get() + (3_600_000 << 18)).to_string();
+    let emitted = |commit_ts| ["committed", "--start-ts", &committed, "--commit-ts", commit_ts];
+    assert_eq!(settle(&emitted(&too_late), sesame).await, ExitCode::FAILURE);
+    assert_eq!(settle(&emitted(&committed), sesame).await, ExitCode::FAILURE);
+    assert_eq!(pump.status().await["pending"], 3);
+    assert_eq!(settle(&emitted(&commit_ts.to_string()), sesame).await, ExitCode::SUCCESS);
+    assert_eq!(settle(&dropped, sesame).await, ExitCode::SUCCESS);
+    assert_eq!(settle(&["lost", "--start-ts", &lost], sesame).await, ExitCode::SUCCESS);
+    assert_eq!(settle(&["lost", "--start-ts", &lost], sesame).await, ExitCode::FAILURE);
 
     let mut drainer = Drainer::open(pump.at.addr, before).await.unwrap();
     drainer.reach(cluster.tso()).await;
-    assert_eq!(drainer.commits(), [(committed.get(), commit_ts.get())]);
+    assert_eq!(drainer.commits(), [(stuck[0].start_ts.get(), commit_ts.get())]);
     let gaps = &pump.status().await["gaps"];
     assert_eq!(gaps.as_array().unwrap().len(), 1);
-    assert_eq!(gaps[0]["start_ts"].as_u64(), Some(lost.get()));
+    assert_eq!(gaps[0]["start_ts"].as_u64(), Some(stuck[2].start_ts.get()));
     assert!(gaps[0]["cause"].as_str().unwrap().contains("operator"), "{gaps}");
     pump.stop().await.unwrap();
 }

@@ -18,6 +18,7 @@ use crate::tls::Security;
     disable_version_flag = true,
     after_help = "Flags may be written with one dash, as TiDB Binlog's binlogctl has them: -pd-urls, -cmd, -node-id.\n\
                   binlogctl ddl --help: deciding about a schema change at which an apply-mysql stopped.\n\
+                  binlogctl settle --help: what became of a transaction that holds a pump's watermark.\n\
                   Exit status: 0 done, 1 failed, 2 wrong usage."
 )]
 pub(super) struct Args {
@@ -156,7 +157,8 @@ pub(super) enum Output {
     Json,
 }
 
-fn zone(name: &str) -> Result<TimeZone, String> {
+/// A zone by its name.
+pub(super) fn zone(name: &str) -> Result<TimeZone, String> {
     TimeZone::get(name).map_err(|error| error.to_string())
 }
 

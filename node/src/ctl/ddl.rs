@@ -3,19 +3,13 @@
 //! It asks the process itself, at its admin listener, and needs neither PD nor etcd: the process waits and goes on as soon
 //! as it is told, without a restart. Whatever changes something wants the listener's token.
 
-use std::time::Duration;
-
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
+use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::Report;
 use super::args::{Common, Output};
-
-/// For one answer.
-const REQUEST: Duration = Duration::from_secs(10);
-/// Of an answer, this much is read: it repeats the statement.
-const ANSWER: usize = 16 * 1024 * 1024;
+use super::{Report, ask};
 
 /// Decides about a schema change at which an apply-mysql stopped.
 #[derive(Debug, Parser)]
@@ -93,38 +87,17 @@ pub(super) async fn decide(args: &DdlArgs) -> anyhow::Result<Report> {
 
 /// Asks the admin listener; with a body it is a change.
 async fn ask(args: &DdlArgs, path: &[&str], body: Option<String>) -> anyhow::Result<Value> {
-    let security = args.common.security();
-    let scheme = if security.enabled() { "https" } else { "http" };
-    let not_an_address = || anyhow!("-addr `{}` is not host:port", args.addr);
-    let mut url = reqwest::Url::parse(&format!("{scheme}://{}", args.addr)).map_err(|_| not_an_address())?;
-    url.path_segments_mut().map_err(|()| not_an_address())?.extend(path);
-    let client = security.http_client(REQUEST)?;
-    let mut request = match body {
-        Some(body) => client.post(url).body(body),
-        None => client.get(url),
-    };
-    if let Some(token) = &args.common.token {
-        request = request.bearer_auth(token.reveal()?);
-    }
-    let mut response =
-        request.send().await.with_context(|| format!("apply-mysql at {} does not answer", args.addr))?;
-    let status = response.status();
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.context("its answer broke off")? {
-        body.extend_from_slice(&chunk);
-        if body.len() > ANSWER {
-            bail!("its answer is longer than {ANSWER} bytes");
-        }
-    }
-    let answer: Option<Value> = serde_json::from_slice(&body).ok();
-    if status.is_success() {
+    let method = if body.is_some() { Method::POST } else { Method::GET };
+    let asked = ask::ask(&args.common, "apply-mysql", &args.addr, method, path, body).await?;
+    let answer: Option<Value> = serde_json::from_slice(&asked.body).ok();
+    if asked.status.is_success() {
         return answer.with_context(|| format!("{} does not answer as an apply-mysql does", args.addr));
     }
-    let said = String::from_utf8_lossy(&body);
-    let reason = answer.as_ref().and_then(|answer| answer["error"].as_str()).unwrap_or(said.trim());
+    let said = asked.text();
+    let reason = answer.as_ref().and_then(|answer| answer["error"].as_str()).unwrap_or(&said);
     match answer.as_ref().and_then(|answer| answer["waiting_job_id"].as_i64()) {
         Some(job) => bail!("{reason}; job {job} is"),
-        None => bail!("{reason} ({status})"),
+        None => bail!("{reason} ({})", asked.status),
     }
 }
 

@@ -5,9 +5,11 @@
 //! status: 0 done, 1 failed, 2 wrong usage.
 
 mod args;
+mod ask;
 mod ddl;
 mod list;
 mod meta;
+mod settle;
 mod state;
 mod table;
 
@@ -24,6 +26,7 @@ use crate::pd::Pd;
 use crate::registry::{NodeKind, Registry};
 use args::{Action, Args, Output};
 use ddl::DdlArgs;
+use settle::SettleArgs;
 
 /// What a command has to say, in both forms.
 struct Report {
@@ -34,18 +37,23 @@ struct Report {
 enum Command {
     Node(Box<Args>),
     Ddl(DdlArgs),
+    Settle(SettleArgs),
 }
 
 /// Runs one command line (the program's name first). Prints; never panics.
 pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut arguments = crate::args::go_style(arguments);
-    // Commands about a consumer are a family of their own: they need no PD.
-    let for_ddl = arguments.get(1).is_some_and(|word| word == "ddl");
-    let parsed = if for_ddl {
-        arguments.remove(0);
-        DdlArgs::try_parse_from(arguments).map(Command::Ddl)
-    } else {
-        Args::try_parse_from(arguments).and_then(Args::checked).map(|args| Command::Node(Box::new(args)))
+    // Commands to one process's admin listener are families of their own: they need no PD.
+    let family = arguments.get(1).and_then(|word| word.to_str()).unwrap_or_default();
+    let parsed = match family {
+        "ddl" => DdlArgs::try_parse_from(arguments.split_off(1)).map(Command::Ddl),
+        "settle" => SettleArgs::try_parse_from(arguments.split_off(1))
+            .and_then(|args| args.checked(settle::at_a_terminal()))
+            .map(Command::Settle),
+        _ => {
+            let args = Args::try_parse_from(arguments).and_then(Args::checked);
+            args.map(|args| Command::Node(Box::new(args)))
+        }
     };
     let command = match parsed {
         Ok(command) => command,
@@ -61,6 +69,7 @@ pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let (result, output) = match &command {
         Command::Node(args) => (perform(args).await, args.common.output),
         Command::Ddl(args) => (ddl::decide(args).await, args.output()),
+        Command::Settle(args) => (settle::decide(args).await, args.output()),
     };
     match result.and_then(|report| print(output, &report)) {
         Ok(()) => ExitCode::SUCCESS,

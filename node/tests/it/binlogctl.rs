@@ -1,18 +1,23 @@
 //! `binlogctl` as a process, against a real etcd behind a stand-in for PD.
 
-use std::process::Output;
+use std::process::{Output, Stdio};
 use std::sync::Arc;
 
 use axum::extract::Path;
+use axum::http::StatusCode;
 use axum::routing::put;
 use axum::{Json, Router};
+use node::admin::{Admin, AdminConfig, Health};
 use node::registry::{NodeKind, NodeRecord, NodeState, Registry, Side};
 use node::serve::{Listener, ServeLimits, serve};
 use node::shutdown::Shutdown;
+use node::telemetry::Telemetry;
 use serde_json::{Value, json};
 use tidb::ts::{CommitTs, Tso};
 use tokio::process::Command;
+use tokio::sync::mpsc;
 
+use crate::rig::certs::Authority;
 use crate::rig::etcd::Etcd;
 use crate::rig::pd::{Cluster, MockPd};
 use crate::rig::{free_port, soon};
@@ -49,7 +54,8 @@ impl Rig {
 }
 
 async fn binlogctl(arguments: &[&str]) -> Output {
-    let run = Command::new(env!("CARGO_BIN_EXE_binlogctl")).args(arguments).kill_on_drop(true).output();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_binlogctl"));
+    let run = command.args(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
     soon("binlogctl's end", run).await.unwrap()
 }
 
@@ -199,6 +205,133 @@ async fn a_nodes_answer_is_believed() {
     let silent = rig.run(&["pause-pump", "dead"]).await;
     assert_eq!(code(&silent), 1);
     assert!(err(&silent).contains("does not answer"), "{}", err(&silent));
+}
+
+/// A pump's admin listener: a page that names what holds the watermark, and a word that is taken for start_ts 7 only. What it
+/// was told comes out at the other end.
+async fn fake_pump(config: AdminConfig) -> (String, mpsc::Receiver<String>, Shutdown) {
+    let (told, words) = mpsc::channel(16);
+    let settle = put(move |Path((start_ts, word)): Path<(u64, String)>| {
+        if start_ts != 7 {
+            let text = format!("no prewrite of start_ts {start_ts} is open here\n");
+            return std::future::ready((StatusCode::NOT_FOUND, text));
+        }
+        told.try_send(word).unwrap();
+        std::future::ready((StatusCode::OK, "start_ts 7 is settled\n".to_owned()))
+    });
+    let watermark = (NOW_MS - 4_500) << 18;
+    let admin = Admin::new(Telemetry::detached(), Health::new())
+        .status(move || {
+            json!({
+                "node_id": "p1", "state": "online", "watermark": watermark, "watermark_lag_seconds": 4.5, "pending": 3,
+                "holding_watermark": { "start_ts": 7, "floor": watermark }, "gaps": [],
+            })
+        })
+        .protected(Router::new().route("/settle/{start_ts}/{*word}", settle));
+    let bound = admin.bind(&config).await.unwrap();
+    let address = bound.local_addr().to_string();
+    let shutdown = Shutdown::new();
+    tokio::spawn(bound.run(shutdown.clone()));
+    (address, words, shutdown)
+}
+
+#[tokio::test]
+async fn what_holds_a_watermark_is_shown_and_settled() {
+    let config = AdminConfig { token: Some("sesame".into()), ..AdminConfig::default() };
+    let (address, mut words, _pump) = fake_pump(config).await;
+    let watermark = (NOW_MS - 4_500) << 18;
+    let shown = binlogctl(&["settle", "show", "-addr", &address]).await;
+    assert_eq!(code(&shown), 0, "{}", err(&shown));
+    assert_eq!(
+        out(&shown),
+        format!(
+            "pump p1, online: its watermark is {watermark} (2019-04-28 09:29:55 +0000), 4.5 s behind PD\n\
+             held by the transaction of start_ts 7 (1970-01-01 00:00:00 +0000)\n\
+             which commits above {watermark} (2019-04-28 09:29:55 +0000) if it does; 3 are undecided\n"
+        )
+    );
+    let shown = binlogctl(&["settle", "show", "--addr", &address, "--output", "json"]).await;
+    let page: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!(page["holding_watermark"], json!({ "start_ts": 7, "floor": watermark }));
+    assert_eq!((&page["node_id"], &page["pending"]), (&json!("p1"), &json!(3)));
+
+    let at = ["--addr", address.as_str(), "--yes"];
+    let settle = async |words: &[&str]| binlogctl(&[&["settle"], words, &at].concat()).await;
+    for (given, expected) in [(vec![], "Authorization"), (vec!["--token", "guessed"], "token is wrong")] {
+        let refused = settle(&[&["lost", "--start-ts", "7"][..], &given].concat()).await;
+        assert_eq!((code(&refused), out(&refused).as_str()), (1, ""));
+        assert!(err(&refused).contains(expected) && err(&refused).contains("401"), "{}", err(&refused));
+    }
+    for (given, word, what) in [
+        (
+            &["committed", "--start-ts", "7", "--commit-ts", "9"][..],
+            "committed/9",
+            "is emitted at commit_ts 9",
+        ),
+        (&["rolled-back", "--start-ts", "7"], "rolled-back", "is dropped"),
+        (&["lost", "--start-ts", "7"], "lost", "is declared lost"),
+    ] {
+        let done = settle(&[given, &["--token", "sesame"]].concat()).await;
+        assert_eq!(code(&done), 0, "{}", err(&done));
+        assert!(
+            out(&done).starts_with("pump p1: start_ts 7 is settled; it ") && out(&done).contains(what),
+            "{}",
+            out(&done)
+        );
+        assert_eq!(words.try_recv().unwrap(), word);
+    }
+    let done = settle(&["lost", "--start-ts", "7", "--token", "sesame", "--output", "json"]).await;
+    let said: Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(
+        said,
+        json!({
+            "node_id": "p1", "start_ts": 7, "verdict": "lost", "commit_ts": null, "message": "start_ts 7 is settled",
+        })
+    );
+    words.try_recv().unwrap();
+    let refused = settle(&["lost", "--start-ts", "8", "--token", "sesame", "--output", "json"]).await;
+    assert_eq!((code(&refused), out(&refused).as_str()), (1, ""));
+    let said: Value = serde_json::from_slice(&refused.stderr).unwrap();
+    assert!(said["error"].as_str().unwrap().contains("no prewrite of start_ts 8 is open here"), "{said}");
+    // Nobody agreed, and nobody can be asked.
+    let alone =
+        binlogctl(&["settle", "lost", "--start-ts", "7", "--token", "sesame", "--addr", &address]).await;
+    assert_eq!(code(&alone), 2);
+    assert!(err(&alone).contains("--yes"), "{}", err(&alone));
+    assert!(words.try_recv().is_err(), "told without anybody's word");
+    let nobody = format!("127.0.0.1:{}", free_port());
+    let silent = binlogctl(&["settle", "show", "--addr", &nobody]).await;
+    assert_eq!(code(&silent), 1);
+    assert!(err(&silent).contains(&format!("the pump at {nobody} does not answer")), "{}", err(&silent));
+}
+
+#[tokio::test]
+async fn a_pump_is_settled_over_tls() {
+    let authority = Authority::new("ours");
+    let mut security = authority.issue("pump");
+    security.cert_allowed_cn = vec!["operator".to_owned()];
+    let (address, mut words, _pump) = fake_pump(AdminConfig { security, ..AdminConfig::default() }).await;
+    let word = ["settle", "rolled-back", "--start-ts", "7", "--yes", "--addr", &address];
+    let ca = authority.path("ca.pem");
+    let files = |name: &str| -> Vec<String> {
+        let file = |kind: &str| authority.path(&format!("{name}.{kind}")).display().to_string();
+        ["-ssl-ca", &ca.display().to_string(), "-ssl-cert", &file("pem"), "-ssl-key", &file("key")]
+            .map(str::to_owned)
+            .into()
+    };
+    for name in ["operator", "stranger"] {
+        authority.issue(name);
+    }
+    let run = async |files: Vec<String>| {
+        let files: Vec<&str> = files.iter().map(String::as_str).collect();
+        binlogctl(&[&word[..], &files].concat()).await
+    };
+    assert_eq!(code(&run(vec![]).await), 1, "without TLS");
+    assert_eq!(code(&run(files("stranger")).await), 1, "another name");
+    assert!(words.try_recv().is_err());
+    let done = run(files("operator")).await;
+    assert_eq!(code(&done), 0, "{}", err(&done));
+    assert_eq!(words.try_recv().unwrap(), "rolled-back");
 }
 
 #[tokio::test]
