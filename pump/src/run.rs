@@ -110,8 +110,13 @@ pub async fn run_with(
         .unless(start(&config, telemetry, &health, (status, settlement), &shutdown, &mut tasks))
         .await;
     match began {
-        // Asked to end while starting, or unable to: end what runs already.
+        // Asked to end while starting: end what runs already.
         None => going_down.cancel(),
+        // Whatever it waited for may have noticed first, or given up just then.
+        Some(Err(error)) if shutdown.is_cancelled() => {
+            warn!(error = format!("{error:#}"), "asked to end while starting");
+            going_down.cancel();
+        }
         Some(Err(error)) => {
             going_down.cancel();
             let _ = tasks.join(DRAIN).await;
@@ -150,8 +155,14 @@ async fn start(
     }
     options.waiting_bytes = config.storage.commit_memory.as_u64();
     let path = data_dir.path().join("store");
-    let opened = tokio::task::spawn_blocking(move || store::open(&path, options)).await?;
-    let (appender, reader, recovered) = opened?;
+    // Nobody waits for it once the end is asked for, but it goes on until the process is gone: the directory stays locked.
+    let lock = data_dir.clone();
+    let opened = tokio::task::spawn_blocking(move || {
+        let opened = store::open(&path, options);
+        drop(lock);
+        opened
+    });
+    let (appender, reader, recovered) = opened.await??;
     info!(
         cluster_id,
         open = recovered.pending.len(),

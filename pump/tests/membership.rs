@@ -452,6 +452,35 @@ async fn sigterm_ends_a_busy_pump() {
     process.kill();
 }
 
+/// A pump that has not got any further than PD has nothing to finish: asked to end it ends well, and another one may have its
+/// directory at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_ends_a_pump_that_waits_for_pd() {
+    let site = Site::start().await;
+    let launch = |pd_url: &str| Process::launch_at(&site, pd_url, "p1", site::free_port(), site::free_port());
+    let ends_well = async |mut process: Process| {
+        process.signal("TERM");
+        let status = process.ended().await;
+        assert_eq!(status.code(), Some(0), "{status}");
+    };
+    // Nobody is there. Its own listener opens before it asks.
+    let process = launch(&format!("http://127.0.0.1:{}", site::free_port()));
+    until("its listener answers", || async { tokio::net::TcpStream::connect(process.admin).await.is_ok() })
+        .await;
+    ends_well(process).await;
+    // Somebody listens and says nothing.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let process = launch(&format!("http://{}", silent.local_addr().unwrap()));
+    let _open = soon("it connects", silent.accept()).await.unwrap();
+    ends_well(process).await;
+    // PD gives no timestamp. The store is open by then.
+    let pd = SlowPd::start().await;
+    let process = launch(&pd.url);
+    soon("PD is asked for a timestamp", pd.asked.acquire()).await.unwrap().forget();
+    ends_well(process).await;
+    Process::start(&site, "p1").await.kill();
+}
+
 /// Nor does a registry that hangs keep it longer.
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_ends_a_pump_whose_registry_hangs() {

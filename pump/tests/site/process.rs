@@ -43,12 +43,17 @@ impl Process {
 
     /// Starts one without waiting. It has the configuration in `<node id>.toml` of the site's directory, if there is one.
     pub fn launch(site: &Site, node_id: &str, port: u16, admin: u16) -> Self {
+        Self::launch_at(site, &site.pd_url, node_id, port, admin)
+    }
+
+    /// The same at another PD, which may not be there.
+    pub fn launch_at(site: &Site, pd_url: &str, node_id: &str, port: u16, admin: u16) -> Self {
         let [addr, admin] = [port, admin].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
         let file = site.dir.path().join(format!("{node_id}.toml"));
         let config = file.try_exists().unwrap().then(|| ["-config".into(), file.into_os_string()]);
         let child = Command::new(env!("CARGO_BIN_EXE_pump"))
             .args(["-addr", &addr.to_string(), "-admin-addr", &admin.to_string()])
-            .args(["-pd-urls", &site.pd_url, "-node-id", node_id, "-L", "warn", "-heartbeat-interval", "1"])
+            .args(["-pd-urls", pd_url, "-node-id", node_id, "-L", "warn", "-heartbeat-interval", "1"])
             .arg("-data-dir")
             .arg(site.dir.path().join(node_id))
             .args(config.into_iter().flatten())

@@ -215,9 +215,7 @@ async fn what_is_missing_is_named() -> Result<()> {
     let target = format!("cannot connect to 127.0.0.1:{} as", site.mariadb.port());
     warns(&mut apply, &["cannot reach the target, trying again", &target]).await?;
     warns(&mut export, &[&refused(&site)]).await?;
-    // A pump that has not begun ends as well, with the status of one that could not begin.
-    pump.stop().await?;
-    for process in [&mut drainer, &mut apply, &mut export] {
+    for process in [&mut pump, &mut drainer, &mut apply, &mut export] {
         process.signal(nix::sys::signal::Signal::SIGTERM)?;
         crate::cast::ends_well(process).await?;
     }
@@ -283,16 +281,19 @@ async fn what_is_away_is_waited_for() -> Result<()> {
     cast.finish().await
 }
 
-/// A drainer that waits for Kafka ends when it is asked to, and well.
+/// Who waits for Kafka ends when asked to, and well.
 #[tokio::test]
-async fn a_drainer_without_kafka_ends_when_asked() -> Result<()> {
+async fn without_kafka_drainer_and_consumer_end_when_asked() -> Result<()> {
     let mut site = Site::with_own_kafka("nokafka", &Recording::open("shop")?).await?;
     let simulator = site.start_simulator(Speed::Max).await?;
     site.kafka.stop().await?;
     let mut drainer = site.drainer("")?.program.start()?;
-    warns(&mut drainer, &[&refused(&site)]).await?;
-    drainer.signal(nix::sys::signal::Signal::SIGTERM)?;
-    crate::cast::ends_well(&mut drainer).await?;
+    let mut apply = site.apply()?.program.start()?;
+    for process in [&mut drainer, &mut apply] {
+        warns(process, &[&refused(&site)]).await?;
+        process.signal(nix::sys::signal::Signal::SIGTERM)?;
+        crate::cast::ends_well(process).await?;
+    }
     drop(simulator);
     Ok(())
 }
