@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use bytesize::ByteSize;
 use node::admin::AdminConfig;
 use node::config::{Invalid, Validate};
-use node::kafka::KafkaConfig;
+use node::kafka::{KafkaConfig, Troubles};
 use node::telemetry::{LogConfig, LogFormat};
 use serde::{Deserialize, Serialize};
 use tidb::ts::CommitTs;
@@ -111,7 +111,15 @@ pub(crate) fn follow_options(
         settings.push(("client.id".to_owned(), "sluice-consumer".to_owned()));
     }
     let claims = Claims::new(feed.claim_check_dir.as_deref(), &feed.topic);
-    Ok(FollowOptions { settings, topic: feed.topic.clone(), dir, memory, claims, until })
+    Ok(FollowOptions {
+        settings,
+        troubles: Troubles::default(),
+        topic: feed.topic.clone(),
+        dir,
+        memory,
+        claims,
+        until,
+    })
 }
 
 /// The default admin listener on `port`.

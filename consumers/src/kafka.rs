@@ -12,13 +12,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use node::kafka::Troubles;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Headers as _, Message as _};
 use rdkafka::{ClientConfig, ClientContext, Offset, TopicPartitionList};
 use schemas::META_HEADER;
-use tracing::{debug, warn};
+use tracing::debug;
 
 /// How long one question to the brokers may take.
 const ASK: Duration = Duration::from_secs(10);
@@ -157,14 +159,24 @@ impl std::fmt::Debug for LogReader {
 }
 
 /// Sends the client's own log lines where ours go.
-struct Context;
+#[derive(Clone)]
+struct Context {
+    troubles: Troubles,
+}
 
 impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.troubles.logged(level as i32, facility, message);
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
-        match error {
-            KafkaError::PartitionEOF(_) | KafkaError::Global(RDKafkaErrorCode::PartitionEOF) => {}
-            // The client retries by itself whatever else arrives here.
-            error => warn!(%error, reason, "kafka client reported trouble"),
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::PartitionEOF) => {}
+            // The client retries by itself whatever else arrives here, unless it is fatal.
+            Some(code) => {
+                self.troubles.reported(&format!("{code:?}"), code == RDKafkaErrorCode::Fatal, reason);
+            }
+            None => self.troubles.reported(&error.to_string(), false, reason),
         }
     }
 }
@@ -172,8 +184,13 @@ impl ClientContext for Context {
 impl ConsumerContext for Context {}
 
 impl LogReader {
-    /// A reader with `settings` of librdkafka; up to `prefetch` bytes wait in each partition's queue.
-    pub fn new(settings: &[(String, String)], prefetch: usize) -> Result<Self, ReadError> {
+    /// A reader with `settings` of librdkafka; up to `prefetch` bytes wait in each partition's queue. What it complains of
+    /// goes to `troubles`.
+    pub fn new(
+        settings: &[(String, String)],
+        prefetch: usize,
+        troubles: &Troubles,
+    ) -> Result<Self, ReadError> {
         let mut config = ClientConfig::new();
         let kilobytes = (prefetch / 1024).clamp(64, 1 << 20).to_string();
         let fetch = prefetch.clamp(64 * 1024, 1 << 28);
@@ -204,7 +221,8 @@ impl LogReader {
         for (key, value) in settings {
             config.set(key, value);
         }
-        let consumer: BaseConsumer<Context> = config.create_with_context(Context)?;
+        let context = Context { troubles: troubles.clone() };
+        let consumer: BaseConsumer<Context> = config.create_with_context(context)?;
         Ok(Self { consumer: Arc::new(consumer), config, uncommitted: None, queues: HashMap::new() })
     }
 
@@ -316,7 +334,8 @@ impl LogReader {
         let uncommitted = match self.uncommitted.take() {
             Some(consumer) => consumer,
             None => {
-                self.config.clone().set("isolation.level", "read_uncommitted").create_with_context(Context)?
+                let context = self.consumer.context().as_ref().clone();
+                self.config.clone().set("isolation.level", "read_uncommitted").create_with_context(context)?
             }
         };
         let bounds = bounds(&uncommitted, topic, partition);
@@ -328,6 +347,7 @@ impl LogReader {
     pub fn partitions(&self, topic: &str) -> Result<usize, ReadError> {
         let metadata =
             self.consumer.fetch_metadata(Some(topic), ASK).inspect_err(|_| tell(&self.consumer))?;
+        self.consumer.context().troubles.answered();
         let found = metadata.topics().iter().find(|found| found.name() == topic);
         Ok(found.filter(|found| found.error().is_none()).map_or(0, |found| found.partitions().len()))
     }
@@ -388,6 +408,9 @@ fn tell(consumer: &BaseConsumer<Context>) {
 
 fn bounds(consumer: &BaseConsumer<Context>, topic: &str, partition: i32) -> Result<(i64, i64), ReadError> {
     let answer = consumer.fetch_watermarks(topic, partition, ASK).inspect_err(|_| tell(consumer));
+    if answer.is_ok() {
+        consumer.context().troubles.answered();
+    }
     answer.map_err(|error| match error {
         KafkaError::MetadataFetch(
             RDKafkaErrorCode::UnknownTopicOrPartition

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use node::config::Validate as _;
 use node::data_dir::DataDir;
+use node::kafka::Troubles;
 use node::pd::Pd;
 use node::registry::Registry;
 use node::shutdown::Shutdown;
@@ -71,6 +72,8 @@ pub struct Leader {
     pub refreshes: watch::Sender<Option<mpsc::Sender<Refresh>>>,
     /// The feed that this process writes, once it has.
     pub feed_id: OnceLock<Vec<u8>>,
+    /// What its Kafka clients complain of.
+    pub troubles: Troubles,
 }
 
 /// True if a new epoch may succeed where this error ended one.
@@ -245,7 +248,7 @@ impl Leader {
         };
         let kafka = self.config.kafka();
         kafka.validate()?;
-        Kafka::new(&kafka, client_id)
+        Kafka::new(&kafka, client_id, &self.troubles)
     }
 
     fn open_options(&self, topics: &Topics) -> OpenOptions {

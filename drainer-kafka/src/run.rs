@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use node::admin::{Admin, Health};
 use node::data_dir::DataDir;
+use node::kafka::Troubles;
 use node::pd::Pd;
 use node::registry::{Leadership, NodeKind, NodeRecord, NodeState, Registry, Side, UpdateClock};
 use node::serve::{ALPN, Listener, ServeLimits, serve};
@@ -95,6 +96,7 @@ pub async fn run(config: Config, telemetry: Telemetry, shutdown: Shutdown) -> an
             status: status.clone(),
             refreshes: leading,
             feed_id: OnceLock::new(),
+            troubles: Troubles::default(),
         };
         // The way out is: end the epoch, say so in the registry, then let the lease go.
         let inner = Shutdown::new();

@@ -1,6 +1,10 @@
 //! The `[kafka]` section, shared by everything that talks to Kafka, as settings of librdkafka. (The library itself is not a
 //! dependency here.)
 
+mod troubles;
+
+pub use self::troubles::Troubles;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 

@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use node::kafka::Troubles;
 use node::shutdown::Shutdown;
 use prost::Message as _;
 use schemas::sluice::v1::{CommitRecord, commit_record::Body};
@@ -48,6 +49,8 @@ const ONLY: i32 = 0;
 pub struct FollowOptions {
     /// librdkafka settings: brokers, security.
     pub settings: Vec<(String, String)>,
+    /// What the Kafka clients complain of.
+    pub troubles: Troubles,
     /// The feed's name: its commit stream is `<topic>.commits`, its definitions are in `<topic>.schema`.
     pub topic: String,
     /// Where rows wait that exceed the budget.
@@ -195,7 +198,7 @@ pub fn follow(
     progress: Arc<FollowProgress>,
     shutdown: Shutdown,
 ) -> Result<(), FollowError> {
-    let reader = LogReader::new(&options.settings, options.memory / 16)?;
+    let reader = LogReader::new(&options.settings, options.memory / 16, &options.troubles)?;
     let follower = Follower {
         commits: options.commits_topic(),
         schema_topic: options.schema_topic(),

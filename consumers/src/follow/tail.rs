@@ -29,7 +29,7 @@ pub fn watch(
     shutdown: &Shutdown,
 ) -> Result<(), ReadError> {
     let topic = options.commits_topic();
-    let mut reader = LogReader::new(&options.settings, PREFETCH)?;
+    let mut reader = LogReader::new(&options.settings, PREFETCH, &options.troubles)?;
     let runtime = tokio::runtime::Handle::current();
     let mut seen = 0;
     while runtime.block_on(async { tokio::time::timeout(EVERY, shutdown.cancelled()).await }).is_err() {

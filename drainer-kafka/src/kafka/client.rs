@@ -1,41 +1,42 @@
 //! Settings of the Kafka clients, and librdkafka's own log lines as ours.
 
-use node::kafka::KafkaConfig;
+use node::kafka::{KafkaConfig, Troubles};
 use rdkafka::ClientContext;
 use rdkafka::admin::AdminClient;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
-use tracing::{debug, error, info, warn};
 
 use super::LogError;
 
 /// Sends librdkafka's messages to our log.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct LogContext;
+#[derive(Clone, Debug)]
+pub struct LogContext {
+    troubles: Troubles,
+}
+
+impl LogContext {
+    /// A broker has answered.
+    pub(super) fn answered(&self) {
+        self.troubles.answered();
+    }
+}
 
 impl ClientContext for LogContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        match level {
-            RDKafkaLogLevel::Emerg
-            | RDKafkaLogLevel::Alert
-            | RDKafkaLogLevel::Critical
-            | RDKafkaLogLevel::Error => {
-                error!(facility, "librdkafka: {message}");
-            }
-            RDKafkaLogLevel::Warning => warn!(facility, "librdkafka: {message}"),
-            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => info!(facility, "librdkafka: {message}"),
-            RDKafkaLogLevel::Debug => debug!(facility, "librdkafka: {message}"),
-        }
+        self.troubles.logged(level as i32, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        // Not trouble: a reader has seen everything there is.
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
-            return;
+        match error.rdkafka_error_code() {
+            // Not trouble: a reader has seen everything there is.
+            Some(RDKafkaErrorCode::PartitionEOF) => {}
+            Some(code) => {
+                self.troubles.reported(&format!("{code:?}"), code == RDKafkaErrorCode::Fatal, reason);
+            }
+            None => self.troubles.reported(&error.to_string(), false, reason),
         }
-        warn!(%error, reason, "kafka client reports trouble");
     }
 }
 
@@ -45,6 +46,7 @@ impl ConsumerContext for LogContext {}
 #[derive(Clone)]
 pub struct Kafka {
     base: ClientConfig,
+    context: LogContext,
 }
 
 impl std::fmt::Debug for Kafka {
@@ -54,18 +56,22 @@ impl std::fmt::Debug for Kafka {
 }
 
 impl Kafka {
-    /// From the `[kafka]` section; `client_id` is what brokers log.
+    /// From the `[kafka]` section; `client_id` is what brokers log, `troubles` what all clients of this process complain of.
     ///
     /// # Errors
     /// A secret cannot be read.
-    pub fn new(config: &KafkaConfig, client_id: &str) -> anyhow::Result<Self> {
+    pub fn new(config: &KafkaConfig, client_id: &str, troubles: &Troubles) -> anyhow::Result<Self> {
         let mut base = ClientConfig::new();
         for (key, value) in config.settings()? {
             base.set(key, value);
         }
         base.set("client.id", client_id);
         base.set_log_level(RDKafkaLogLevel::Warning);
-        Ok(Self { base })
+        Ok(Self { base, context: LogContext { troubles: troubles.clone() } })
+    }
+
+    pub(super) fn context(&self) -> LogContext {
+        self.context.clone()
     }
 
     pub(super) fn base(&self) -> ClientConfig {
@@ -85,11 +91,12 @@ impl Kafka {
             .set("allow.auto.create.topics", "false")
             .set("check.crcs", "true")
             .set("isolation.level", if read_committed { "read_committed" } else { "read_uncommitted" });
-        BaseConsumer::from_config_and_context(&config, LogContext).map_err(LogError::kafka("making a reader"))
+        BaseConsumer::from_config_and_context(&config, self.context())
+            .map_err(LogError::kafka("making a reader"))
     }
 
     pub(super) fn admin(&self) -> Result<AdminClient<LogContext>, LogError> {
-        AdminClient::from_config_and_context(&self.base, LogContext)
+        AdminClient::from_config_and_context(&self.base, self.context())
             .map_err(LogError::kafka("making an admin client"))
     }
 }

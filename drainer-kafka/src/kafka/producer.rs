@@ -127,7 +127,7 @@ struct Sent {
     place: Place,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Context {
     log: LogContext,
 }
@@ -147,7 +147,10 @@ impl ProducerContext for Context {
 
     fn delivery(&self, result: &DeliveryResult<'_>, sent: Box<Sent>) {
         match result {
-            Ok(message) => sent.acks.delivered(sent.place, message, None),
+            Ok(message) => {
+                self.log.answered();
+                sent.acks.delivered(sent.place, message, None);
+            }
             Err((error, message)) => sent.acks.delivered(sent.place, message, Some(error)),
         }
     }
@@ -201,9 +204,10 @@ impl Producer {
             // The topic's own limit is kept to by cutting; the client must not be stricter.
             .set("message.max.bytes", "100000000")
             .set("batch.size", "900000");
+        let context = Context { log: kafka.context() };
         blocking(move || {
             let inner: ThreadedProducer<Context> =
-                ThreadedProducer::from_config_and_context(&config, Context::default())
+                ThreadedProducer::from_config_and_context(&config, context)
                     .map_err(LogError::kafka("making a producer"))?;
             inner
                 .init_transactions(INIT)

@@ -69,6 +69,7 @@ impl Reader {
         let what = || format!("metadata of topic {topic}");
         let asked = self.uncommitted.fetch_metadata(Some(topic), REQUEST);
         let metadata = asked.inspect_err(|_| tell(&self.uncommitted)).map_err(LogError::kafka(what()))?;
+        self.uncommitted.context().answered();
         let Some(found) = metadata.topics().iter().find(|t| t.name() == topic) else { return Ok(None) };
         match found.error().map(rdkafka::types::RDKafkaErrorCode::from) {
             None if found.partitions().is_empty() => Ok(None),
@@ -86,6 +87,7 @@ impl Reader {
         let what = || format!("offsets of {topic}[{partition}]");
         let asked = self.uncommitted.fetch_watermarks(topic, partition, REQUEST);
         let (low, end) = asked.inspect_err(|_| tell(&self.uncommitted)).map_err(LogError::kafka(what()))?;
+        self.uncommitted.context().answered();
         Ok(Span { low, end })
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use e2e::{
     harness::{
         admin,
@@ -13,7 +13,7 @@ use e2e::{
 };
 use nix::sys::signal::Signal;
 
-use crate::cast::{DRAINER, ends_well};
+use crate::cast::{Cast, DRAINER, ends_well};
 
 /// Starts a service that cannot register itself, and waits until it has said so twice.
 async fn start_in_vain(site: &Site, service: &Service) -> Result<Process> {
@@ -76,4 +76,51 @@ async fn a_drainer_without_kafka_ends_at_once() -> Result<()> {
     ensure!(ended.success(), "it ended with {ended}:\n{}", process.log_tail());
     simulator.stop().await?;
     Ok(())
+}
+
+/// A client says the same several times a second while the brokers are away. The log says it now and then, with how often it
+/// was not said, and says when it is over.
+#[tokio::test]
+async fn kafka_that_is_away_does_not_flood_the_logs() -> Result<()> {
+    let site = Site::with_own_kafka("kafka-flood", &Recording::open("shop")?).await?;
+    let mut cast = Cast::on(site, Speed::Max).await?;
+    let apply = cast.site.apply()?;
+    let mut applying = apply.start().await?;
+    cast.site.kafka.stop().await?;
+    for process in [&cast.drainer.1, &applying] {
+        eventually("what was held back to be counted", async || {
+            Ok(process.log_text().contains("held_back=").then_some(()))
+        })
+        .await?;
+    }
+    cast.site.kafka.restart().await?;
+    for process in [&cast.drainer.1, &applying] {
+        let over = eventually("word that it is over", async || {
+            let log = process.log_text();
+            Ok(log.lines().find(|line| line.contains("Kafka answers again")).map(str::to_owned))
+        })
+        .await?;
+        let heard: u64 = over
+            .split_once("complaints=")
+            .and_then(|(_, rest)| rest.split(' ').next()?.parse().ok())
+            .with_context(|| over.clone())?;
+        let log = process.log_text();
+        let before = log.lines().take_while(|line| *line != over);
+        let said = before.filter(|line| complains(line)).count() as u64;
+        ensure!(said > 0 && said < heard, "{said} of {heard} complaints are lines of\n{log}");
+    }
+    let end = cast.site.recording().end().commit_ts;
+    eventually("everything to be applied", async || {
+        let status = admin::json(&apply.admin, "/status").await?;
+        Ok((status["progress"]["commit_ts"].as_u64() >= Some(end)).then_some(()))
+    })
+    .await?;
+    applying.signal(Signal::SIGTERM)?;
+    ends_well(&mut applying).await?;
+    cast.compare_with_end().await?;
+    cast.finish().await
+}
+
+fn complains(line: &str) -> bool {
+    line.contains("Kafka client reports trouble") || line.contains("librdkafka: ")
 }
