@@ -24,8 +24,8 @@ use tracing::debug;
 
 /// How long one question to the brokers may take.
 const ASK: Duration = Duration::from_secs(10);
-/// Of the client's troubles since the last question, this many are logged when one is not answered.
-const TROUBLES: usize = 16;
+/// Of the troubles that wait in the client, this many are told of at a time.
+const TROUBLES: usize = 256;
 /// How long a topic must be missing from the brokers' answers before it is taken as deleted.
 const MISSING: Duration = Duration::from_secs(10);
 
@@ -257,9 +257,13 @@ impl LogReader {
 
     /// The next record of an open partition, waiting up to `wait`.
     pub fn poll(&mut self, topic: &str, partition: i32, wait: Duration) -> Result<Polled, ReadError> {
-        // Serves callbacks; errors of the whole client are retried by it and were logged.
-        if let Some(Err(error)) = self.consumer.poll(Duration::ZERO) {
-            self.common_error(error)?;
+        // Serves callbacks; errors of the whole client are retried by it and were logged. All that wait: while the brokers are
+        // away they come faster than this is called, and would be told of long after they are back.
+        for _ in 0..TROUBLES {
+            match self.consumer.poll(Duration::ZERO) {
+                Some(Err(error)) => self.common_error(error)?,
+                _ => break,
+            }
         }
         let Entry::Occupied(mut entry) = self.queues.entry((topic.to_owned(), partition)) else {
             return Err(ReadError::NoTopic { topic: topic.to_owned(), partition });

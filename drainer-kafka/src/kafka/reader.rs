@@ -19,8 +19,8 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// How long a single question to Kafka may take.
 pub(super) const REQUEST: Duration = Duration::from_secs(30);
 
-/// Of the client's troubles since the last question, this many are logged when one is not answered.
-const TROUBLES: usize = 16;
+/// Of the troubles that wait in the client, this many are told of at a time.
+const TROUBLES: usize = 256;
 
 /// A question was not answered; why not waits in the client's queue. Logs it. Nothing is assigned while questions are asked,
 /// so no record is lost.

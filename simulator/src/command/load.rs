@@ -65,12 +65,13 @@ pub(super) async fn run(args: LoadArgs, console: &Console, shutdown: &Shutdown) 
         "load needs --etcd URL: pumps register there, and PD's port hands their calls on to it"
     );
     let stage = Stage::live(&args.stage.options()).await?;
-    console.print(&Ready::of(&stage))?;
     let mut how = args.client.options();
     if how.strategy == Strategy::Recorded {
         how.strategy = Strategy::Range;
     }
+    // Before anybody is told to go ahead, so that whoever ends etcd after that meets a client that waits for it.
     let client = PumpClient::connect(&stage.pd.url(), stage.cluster.id(), how).await?;
+    console.print(&Ready::of(&stage))?;
     let Some(pumps) = shutdown.unless(client.wait_online(args.client.wait_pumps.into())).await else {
         return Ok(ExitCode::SUCCESS);
     };

@@ -50,9 +50,9 @@ pub(super) async fn run(args: PlayArgs, console: &Console, shutdown: &Shutdown) 
     let stage = Stage::for_playback(&script, args.speed.rate(), &args.stage.options()).await?;
     let ready =
         Ready { records: Some(script.records().len()), note: Some(recording.note), ..Ready::of(&stage) };
-    console.print(&ready)?;
-
+    // Before anybody is told to go ahead, so that whoever ends etcd after that meets a client that waits for it.
     let client = PumpClient::connect(&stage.pd.url(), stage.cluster.id(), args.client.options()).await?;
+    console.print(&ready)?;
     let Some(pumps) = shutdown.unless(client.wait_online(args.client.wait_pumps.into())).await else {
         return Ok(ExitCode::SUCCESS);
     };
