@@ -18,21 +18,21 @@ pub struct Addresses<'a> {
 impl Addresses<'_> {
     /// `host:port` to listen on.
     pub fn listen(self) -> String {
-        match without_scheme(self.addr) {
+        match self.addr {
             "" => format!("{}:{}", routed_host(), self.default_port),
-            addr => addr.to_owned(),
+            addr => without_scheme(addr).to_owned(),
         }
     }
 
     /// `host:port` to register, given the address that is really listened on.
     pub fn registered(self, listening: SocketAddr) -> String {
-        match without_scheme(self.advertise_addr) {
+        match self.advertise_addr {
             "" => {
                 let listen = self.listen();
                 let host = listen.rsplit_once(':').map_or("", |(host, _)| host);
                 format!("{host}:{}", listening.port())
             }
-            advertised => advertised.to_owned(),
+            advertised => without_scheme(advertised).to_owned(),
         }
     }
 
@@ -41,9 +41,9 @@ impl Addresses<'_> {
     pub fn validate(self, callers: &str) -> Result<(), Invalid> {
         let listen = self.listen();
         host_port("addr", &listen)?;
-        let advertised = match without_scheme(self.advertise_addr) {
+        let advertised = match self.advertise_addr {
             "" => &listen,
-            advertised => advertised,
+            advertised => without_scheme(advertised),
         };
         let host = host_port("advertise-addr", advertised)?;
         if host.is_empty() || host == "0.0.0.0" || host == "[::]" {
@@ -129,6 +129,8 @@ mod tests {
     fn what_nobody_can_dial_is_named() {
         for (addr, advertise_addr, field) in [
             ("pump-1", "", "addr"),
+            ("http://", "", "addr"),
+            ("pump-1:8250", "http://", "advertise-addr"),
             ("pump-1:70000", "pump-1:8250", "addr"),
             ("0.0.0.0:8250", "", "advertise-addr"),
             ("pump-1:8250", "[::]:8250", "advertise-addr"),

@@ -1,13 +1,13 @@
-//! One question to a process's admin listener, for the commands that need neither PD nor etcd.
+//! One question to a process, by HTTP: to its admin listener, or to the address that it registered.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
-use reqwest::{Method, StatusCode};
+use reqwest::{Method, RequestBuilder, StatusCode, Url};
 
 use super::args::Common;
 
-/// For one answer.
+/// For one answer: whatever is asked is accepted or refused at once.
 const REQUEST: Duration = Duration::from_secs(10);
 /// Of an answer, this much is read: it may repeat a statement.
 const ANSWER: usize = 16 * 1024 * 1024;
@@ -25,6 +25,40 @@ impl Answer {
     }
 }
 
+/// A path at `addr`, by TLS where files for it are given.
+///
+/// # Errors
+/// `addr` is not host:port.
+pub(super) fn url(common: &Common, addr: &str, path: &[&str]) -> anyhow::Result<Url> {
+    let scheme = if common.security().enabled() { "https" } else { "http" };
+    let mut url = Url::parse(&format!("{scheme}://{addr}"))?;
+    url.path_segments_mut().map_err(|()| anyhow!("it can have no path"))?.extend(path);
+    Ok(url)
+}
+
+/// A request that waits for its answer only so long, with the token if there is one.
+pub(super) fn request(common: &Common, method: Method, url: Url) -> anyhow::Result<RequestBuilder> {
+    let request = common.security().http_client(REQUEST)?.request(method, url);
+    Ok(match &common.token {
+        Some(token) => request.bearer_auth(token.reveal()?),
+        None => request,
+    })
+}
+
+/// Sends it, and reads an answer of at most `limit` bytes. `silence` says that none comes.
+pub(super) async fn answer(request: RequestBuilder, limit: usize, silence: String) -> anyhow::Result<Answer> {
+    let mut response = request.send().await.context(silence)?;
+    let status = response.status();
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.context("its answer broke off")? {
+        body.extend_from_slice(&chunk);
+        if body.len() > limit {
+            bail!("its answer is longer than {limit} bytes");
+        }
+    }
+    Ok(Answer { status, body })
+}
+
 /// Asks `whom` at `addr`, by TLS where files for it are given, with the token if there is one.
 pub(super) async fn ask(
     common: &Common,
@@ -34,26 +68,10 @@ pub(super) async fn ask(
     path: &[&str],
     body: Option<String>,
 ) -> anyhow::Result<Answer> {
-    let security = common.security();
-    let scheme = if security.enabled() { "https" } else { "http" };
-    let not_an_address = || anyhow!("-addr `{addr}` is not host:port");
-    let mut url = reqwest::Url::parse(&format!("{scheme}://{addr}")).map_err(|_| not_an_address())?;
-    url.path_segments_mut().map_err(|()| not_an_address())?.extend(path);
-    let mut request = security.http_client(REQUEST)?.request(method, url);
+    let url = url(common, addr, path).with_context(|| format!("-addr `{addr}` is not host:port"))?;
+    let mut request = request(common, method, url)?;
     if let Some(body) = body {
         request = request.body(body);
     }
-    if let Some(token) = &common.token {
-        request = request.bearer_auth(token.reveal()?);
-    }
-    let mut response = request.send().await.with_context(|| format!("{whom} at {addr} does not answer"))?;
-    let status = response.status();
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.context("its answer broke off")? {
-        body.extend_from_slice(&chunk);
-        if body.len() > ANSWER {
-            bail!("its answer is longer than {ANSWER} bytes");
-        }
-    }
-    Ok(Answer { status, body })
+    answer(request, ANSWER, format!("{whom} at {addr} does not answer")).await
 }

@@ -4,15 +4,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
+use reqwest::Method;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::Report;
 use super::args::Args;
+use super::{Report, ask};
 use crate::registry::{NodeKind, NodeRecord, NodeState, Registry};
 
-/// For the node's answer: it accepts or refuses at once and works afterwards.
-const REQUEST: Duration = Duration::from_secs(10);
 /// Of a node's answer, this much is read.
 const ANSWER: usize = 64 * 1024;
 /// The original's code for "accepted", whatever the HTTP status.
@@ -72,7 +71,7 @@ pub(super) async fn apply(
 ) -> anyhow::Result<Report> {
     let id = args.node_id();
     let record = entry(registry, kind, id).await?;
-    let message = ask(args, &record, change)
+    let message = ask_for(args, &record, change)
         .await
         .with_context(|| format!("{kind} {id} was not asked to {}", change.action()))?;
     let mut text = format!("{kind} {id} accepted {}: {message}", change.action());
@@ -97,27 +96,12 @@ async fn entry(registry: &Registry, kind: NodeKind, id: &str) -> anyhow::Result<
     bail!("no {kind} with node id `{id}` is registered; {known}")
 }
 
-async fn ask(args: &Args, record: &NodeRecord, change: Change) -> anyhow::Result<String> {
-    let security = args.common.security();
-    let scheme = if security.enabled() { "https" } else { "http" };
-    let mut url = reqwest::Url::parse(&format!("{scheme}://{}", record.host))
+async fn ask_for(args: &Args, record: &NodeRecord, change: Change) -> anyhow::Result<String> {
+    let path = ["state", record.node_id.as_str(), change.action()];
+    let url = ask::url(&args.common, &record.host, &path)
         .with_context(|| format!("its address `{}` is not host:port", record.host))?;
-    url.path_segments_mut()
-        .map_err(|()| anyhow!("its address `{}` is not host:port", record.host))?
-        .extend(["state", record.node_id.as_str(), change.action()]);
-    let mut request = security.http_client(REQUEST)?.put(url);
-    if let Some(token) = &args.common.token {
-        request = request.bearer_auth(token.reveal()?);
-    }
-    let mut response = request.send().await.context("it does not answer")?;
-    let status = response.status();
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.context("its answer broke off")? {
-        body.extend_from_slice(&chunk);
-        if body.len() > ANSWER {
-            bail!("its answer is longer than {ANSWER} bytes");
-        }
-    }
+    let request = ask::request(&args.common, Method::PUT, url)?;
+    let ask::Answer { status, body } = ask::answer(request, ANSWER, "it does not answer".into()).await?;
     let said = String::from_utf8_lossy(&body);
     match serde_json::from_slice::<Answer>(&body) {
         Ok(answer) if answer.code == ACCEPTED && status.is_success() => Ok(answer.message),
