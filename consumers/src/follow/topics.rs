@@ -197,17 +197,23 @@ impl Follower {
         }
     }
 
+    /// The offset at which a topic is read on, and its bounds. `None` if it is not read, if the brokers do not answer just
+    /// now, or if they had to be waited for until they knew it again.
+    fn look_at(&mut self, topic: &str) -> Result<Option<(i64, i64, i64)>, Stop> {
+        let Some(next) = self.reader.next_offset(topic, ONLY) else { return Ok(None) };
+        match self.reader.bounds(topic, ONLY) {
+            Ok((log_start, end)) => Ok(Some((next, log_start, end))),
+            Err(error) if error.is_transient() => Ok(None),
+            Err(ReadError::NoTopic { .. }) => self.await_topic(topic).map(|()| None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Now and then: is the schema topic still the one that was read? What was read of it is kept; but nobody could go on
     /// from here after a restart.
     pub(super) fn schema_still_there(&mut self) -> Result<(), Stop> {
         let topic = self.schema_topic.clone();
-        let Some(next) = self.reader.next_offset(&topic, ONLY) else { return Ok(()) };
-        let (log_start, end) = match self.reader.bounds(&topic, ONLY) {
-            Ok(bounds) => bounds,
-            Err(error) if error.is_transient() => return Ok(()),
-            Err(ReadError::NoTopic { .. }) => return self.await_topic(&topic),
-            Err(error) => return Err(error.into()),
-        };
+        let Some((next, log_start, end)) = self.look_at(&topic)? else { return Ok(()) };
         if next > end {
             return Err(ReadError::Shorter { topic, partition: ONLY, offset: next - 1, end }.into());
         }
@@ -234,13 +240,7 @@ impl Follower {
     /// Nothing came for a while: is it still the same log?
     pub(super) fn still_there(&mut self) -> Result<(), Stop> {
         let topic = self.commits.clone();
-        let Some(next) = self.reader.next_offset(&topic, ONLY) else { return Ok(()) };
-        let (log_start, end) = match self.reader.bounds(&topic, ONLY) {
-            Ok(bounds) => bounds,
-            Err(error) if error.is_transient() => return Ok(()),
-            Err(ReadError::NoTopic { .. }) => return self.await_topic(&topic),
-            Err(error) => return Err(error.into()),
-        };
+        let Some((next, log_start, end)) = self.look_at(&topic)? else { return Ok(()) };
         let partition = ONLY;
         if log_start == end && end > 0 {
             return Err(ReadError::Emptied { topic, partition, end }.into());
